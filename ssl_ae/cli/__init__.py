@@ -1,0 +1,59 @@
+"""The command line. Commands import what they need when they run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from ssl_ae.cli import data, plugins, recipes, stages, tracking
+from ssl_ae.errors import SslAeError
+
+app = typer.Typer(
+    name="ssl-ae",
+    help="""A good classifier and a reusable representation from a lot of unlabelled data and a few labels.
+
+    \b
+    ssl-ae data pack photos/ data/photos
+    ssl-ae pretrain pipelines/photos.yaml
+    ssl-ae extract runs/photos
+    ssl-ae finetune pipelines/photos.yaml --labels 100
+    ssl-ae evaluate runs/photos --split test
+    """,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ssl_ae import __version__
+
+        typer.echo(f"ssl-ae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True)) -> None:
+    return
+
+
+app.add_typer(data.app, name="data")
+stages.register(app)
+app.add_typer(plugins.app, name="plugins")
+app.add_typer(recipes.app, name="recipe")
+tracking.register(app)
+
+
+def main() -> None:
+    """Exit codes: 0 done; 2 the input is wrong (one message, no traceback); 75 stopped on request; 1 anything else."""
+    try:
+        app()
+    except SslAeError as error:
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,65 @@
+"""Options and output that commands share."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ssl_ae.progress import Reporter
+    from ssl_ae.recipe import Recipe
+    from ssl_ae.stages.outcome import Outcome
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe in YAML.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/mnist-vae.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the recipe, such as model.latent_dim=16. Repeatable."),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Run folder. Default: runs/NAME under the current folder.")
+]
+Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw away what this stage has and start it over.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def load(path: Path, sets: list[str] | None, fields: dict[str, Any] | None = None) -> Recipe:
+    """The recipe with the fields that flags name, and then `--set`: so `--labels 100 --set data.labels.seed=1` is both."""
+    from ssl_ae import recipe
+
+    given = [f"{key}={json.dumps(value)}" for key, value in (fields or {}).items() if value is not None]
+    return recipe.load(path, [*given, *(sets or [])])
+
+
+def run_folder(recipe: Recipe, out: Path | None) -> Path:
+    return out if out is not None else Path("runs") / recipe.name
+
+
+def reporter() -> Reporter:
+    from ssl_ae.progress import Reporter
+
+    return Reporter(silent=os.environ.get("RANK", "0") != "0")
+
+
+def finish(outcome: Outcome, as_json: bool) -> None:
+    """The answer on stdout, from one rank: the JSON object, or the place of what was made."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        print_json(outcome.as_json())
+        return
+    metrics = "  ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items() if "/" not in name)
+    where = next((path for name, path in outcome.outputs.items() if name != "run"), outcome.run)
+    sys.stdout.write("  ".join(filter(None, [f"{outcome.command}: {outcome.status}", str(where or ""), metrics])) + "\n")
+
+
+def print_json(value: Any) -> None:
+    from ssl_ae.files import without_nan
+
+    sys.stdout.write(json.dumps(without_nan(value), ensure_ascii=False) + "\n")

@@ -1,0 +1,185 @@
+"""pretrain, extract, finetune, evaluate, predict and run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssl_ae.cli.options import Epochs, Json, Out, RecipePath, Restart, RunPath, Set, finish, load, reporter, run_folder
+from ssl_ae.errors import RecipeError
+
+
+def register(app: typer.Typer) -> None:
+    for command in (pretrain, extract, finetune, evaluate, predict, run):
+        app.command()(command)
+
+
+def pretrain(
+    recipe: RecipePath,
+    set_: Set = None,
+    out: Out = None,
+    epochs: Epochs = None,
+    restart: Restart = False,
+    nproc: Annotated[int | None, typer.Option(metavar="N", help="Start N ranks on this machine, one a GPU.")] = None,
+    json: Json = False,
+) -> None:
+    """Train the autoencoder on every row; labels are unused.
+
+    \b
+    ssl-ae pretrain pipelines/mnist_vae.yaml
+    ssl-ae pretrain pipelines/mnist_vae.yaml --set model.latent_dim=16 --out runs/k16
+    ssl-ae pretrain pipelines/mnist_vae.yaml --nproc 8
+    torchrun --nproc-per-node 8 -m ssl_ae pretrain pipelines/mnist_vae.yaml
+
+    Run the same command again to go on where it was stopped.
+    """
+    if nproc is not None:
+        from ssl_ae.distributed import launch
+
+        launch(nproc)
+        return
+    chosen = load(recipe, set_, {"pretrain.epochs": epochs})
+    from ssl_ae.stages.pretrain import pretrain as stage
+    from ssl_ae.stages.workspace import open_workspace
+
+    with open_workspace(chosen, run_folder(chosen, out), str(recipe), reporter()) as ws:
+        outcome = stage(ws, restart)
+    finish(outcome, json)
+
+
+def extract(
+    run: RunPath,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="train, val, test or all.")] = "all",
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Another data set, into latents/ITS_NAME/SPLIT.")] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Run the decoder too: reconstruction_nats of each row.")] = False,
+    json: Json = False,
+) -> None:
+    """Write the code of every sample to Parquet, one row a sample.
+
+    \b
+    ssl-ae extract runs/mnist-vae
+    ssl-ae extract runs/mnist-vae --split test --scores
+    """
+    from ssl_ae.stages.extract import extract as stage
+    from ssl_ae.stages.workspace import open_workspace, recipe_of
+
+    with open_workspace(recipe_of(run), run, str(run / "recipe.yaml"), reporter()) as ws:
+        outcome = stage(ws, None if split == "all" else [split], data, scores)
+    finish(outcome, json)
+
+
+def finetune(
+    recipe: RecipePath,
+    from_: Annotated[Path | None, typer.Option("--from", metavar="RUN", help="Run folder with the pretrained model.")] = None,
+    sequential: Annotated[bool, typer.Option("--sequential", help="Head on the stored latents; the encoder stays.")] = False,
+    joint: Annotated[bool, typer.Option("--joint", help="l_Y + alpha * l_X on labelled and unlabelled rows.")] = False,
+    alternate: Annotated[bool, typer.Option("--alternate", help="One step on l_X, one step on l_Y, in turn.")] = False,
+    end_to_end: Annotated[bool, typer.Option("--end-to-end", help="Encoder and head by l_Y alone.")] = False,
+    alpha: Annotated[float | None, typer.Option(metavar="A", help="Weight of l_X beside l_Y (--joint).")] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="FILE|N|all", help="CSV or Parquet of key,label; N labels in all; or all.")
+    ] = None,
+    set_: Set = None,
+    out: Out = None,
+    epochs: Epochs = None,
+    restart: Restart = False,
+    json: Json = False,
+) -> None:
+    """Train the head on few labels, and say whether the unlabelled data helped.
+
+    \b
+    ssl-ae finetune pipelines/mnist_vae.yaml
+    ssl-ae finetune pipelines/mnist_vae.yaml --labels 100 --set data.labels.seed=1
+    ssl-ae finetune pipelines/mnist_vae.yaml --joint --alpha 0.01
+    ssl-ae finetune pipelines/mnist_vae.yaml --from runs/mnist-vae --out runs/try --end-to-end
+    """
+    modes = {"sequential": sequential, "joint": joint, "alternate": alternate, "end-to-end": end_to_end}
+    chosen_modes = [mode for mode, wanted in modes.items() if wanted]
+    if len(chosen_modes) > 1:
+        raise RecipeError(f"--{' and --'.join(chosen_modes)}: choose one mode at a time.")
+    mode = chosen_modes[0] if chosen_modes else None
+    if alpha is not None and mode not in (None, "joint"):
+        raise RecipeError(f"--alpha {alpha:g} has no effect with --{mode}; it is the weight of l_X in --joint.")
+    fields = {"finetune.mode": mode, "finetune.alpha": alpha, "finetune.epochs": epochs, "data.labels": budget(labels)}
+    chosen = load(recipe, set_, fields)
+    from ssl_ae.stages.finetune import finetune as stage
+    from ssl_ae.stages.workspace import open_workspace
+
+    folder = out or from_ or run_folder(chosen, None)
+    with open_workspace(chosen, folder, str(recipe), reporter()) as ws:
+        outcome = stage(ws, restart, from_)
+    finish(outcome, json)
+
+
+def evaluate(
+    run: RunPath,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="val or test.")] = "test",
+    method: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="Whose figures come first; default: the last finished.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Score every finished method of a run beside its baselines.
+
+    \b
+    ssl-ae evaluate runs/mnist-vae --split val
+    ssl-ae evaluate runs/mnist-vae --split test --method joint-alpha0.01
+    """
+    from ssl_ae.stages.evaluate import evaluate as stage
+    from ssl_ae.stages.workspace import open_workspace, recipe_of
+
+    with open_workspace(recipe_of(run), run, str(run / "recipe.yaml"), reporter()) as ws:
+        outcome = stage(ws, split, method)
+    finish(outcome, json)
+
+
+def predict(
+    run: RunPath,
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="A packed data set, WebDataset shards, or anything `data pack` reads.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE.parquet", help="Where the predictions go.")],
+    method: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="Which finetuned model; default: the last finished.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Predict labels, probabilities and reconstruction scores of new data.
+
+    \b
+    ssl-ae predict runs/mnist-vae new_photos/ --out predictions.parquet
+    """
+    from ssl_ae.stages.predict import predict as stage
+
+    finish(stage(run, data, out, method, reporter()), json)
+
+
+def run(
+    recipe: RecipePath,
+    set_: Set = None,
+    out: Out = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split, of every training stage.")
+    ] = None,
+    restart: Restart = False,
+    json: Json = False,
+) -> None:
+    """Every stage of the recipe in order, skipping what is done.
+
+    \b
+    ssl-ae run pipelines/digits_demo.yaml
+    ssl-ae run pipelines/mnist_vae.yaml --out runs/again
+    """
+    chosen = load(recipe, set_, {"pretrain.epochs": epochs, "finetune.epochs": epochs})
+    from ssl_ae.stages.pipeline import run_stages
+
+    finish(run_stages(chosen, run_folder(chosen, out), str(recipe), reporter(), restart), json)
+
+
+def budget(labels: str | None) -> object:
+    """`--labels` as the recipe's field: a total, `all`, or a file."""
+    if labels is None:
+        return None
+    return {"total": int(labels)} if labels.isdigit() else labels

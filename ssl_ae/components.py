@@ -1,0 +1,181 @@
+"""What a plugin writes: encoders, decoders, regularizers and heads, each with the options a recipe may give it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from ssl_ae.errors import PluginError
+from ssl_ae.latent import Posterior
+from ssl_ae.trace import Batch, Need, Over, Pass, Shapes, Trace
+
+if TYPE_CHECKING:
+    from ssl_ae.resolve import Resolved
+
+ENGINE_OPTIONS = ("name", "weight", "warmup_steps", "layers")  # of a regularizer's entry: read by the engine
+
+
+class Config(BaseModel):
+    """The options of a component: frozen, unknown keys refused. Give each field a range and a description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Component(nn.Module):
+    """A part of a model that a recipe names. Subclasses set `name` and, where they have options, a nested `Config`."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1  # raise it when stored weights or options change their meaning
+    kind: ClassVar[str]
+    Config: ClassVar[type[Config]] = Config
+
+    def __init__(self, config: Config, shapes: Shapes) -> None:
+        super().__init__()
+        self.config, self.shapes = config, shapes
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        options = cls.Config
+        if not (isinstance(options, type) and issubclass(options, Config)):
+            raise PluginError(f"{cls.__module__}.{cls.__qualname__}.Config must be a subclass of ssl_ae.Config.")
+
+    @classmethod
+    def check(cls, config: Config, recipe: Resolved) -> Iterable[str]:
+        """Complaints about options or about the other components, raised together before anything runs."""
+        return ()
+
+    @classmethod
+    def upgrade(cls, version: int, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Weights stored by `version`, rewritten for this one; None when that cannot be done."""
+        return None
+
+
+class Encoder(Component):
+    """x -> q(z|x). Send layers through `run.tap(h, name)`, so that regularizers can reach them."""
+
+    kind = "encoder"
+
+    @abstractmethod
+    def forward(self, x: Tensor, run: Pass) -> Distribution:
+        """x (B, *shapes.x) -> q(z|x), batch shape (B,), event shape (shapes.latent,)."""
+
+    @classmethod
+    def posterior(cls, config: Config) -> Posterior:
+        """The kind of q(z|x) that these options give."""
+        return "point"
+
+
+class Decoder(Component):
+    """z -> p(x|z)."""
+
+    kind = "decoder"
+
+    @abstractmethod
+    def forward(self, z: Tensor, run: Pass) -> tuple[Distribution, dict[str, Tensor]]:
+        """z (B, K) -> p(x|z), batch shape (B,), event shape shapes.x; and guesses of the encoder's layers by name, or {}."""
+
+    @classmethod
+    def likelihood(cls, config: Config) -> str:
+        """The family of p(x|z) that these options give: gaussian, bernoulli, categorical."""
+        return "gaussian"
+
+    @classmethod
+    def mirrored(cls, config: Config, encoder: Config) -> Config:
+        """The options with whatever the recipe left open taken from the encoder's options."""
+        return config
+
+
+class Regularizer(Component):
+    """Any of four verbs, in the order of a step; those a class does not define cost nothing.
+
+    `over` says what `penalty` is averaged over, `needs` what it reads, `layers` where `perturb` acts unless the recipe says
+    otherwise. `always = True` perturbs in evaluation and extraction too (a change of what the input is, not noise).
+    """
+
+    kind = "regularizer"
+    over: ClassVar[Over] = Over.ROWS
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    always: ClassVar[bool] = False
+    layers: tuple[str, ...] = ("input",)
+    verbs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        taken = sorted(set(cls.Config.model_fields) & set(ENGINE_OPTIONS))
+        if taken:
+            raise PluginError(
+                f"{cls.__qualname__}.Config declares {', '.join(taken)}, which the engine reads itself; rename them."
+            )
+        names = ("transform", "perturb", "penalty", "project")
+        cls.verbs = frozenset(verb for verb in names if getattr(cls, verb) is not getattr(Regularizer, verb))
+
+    def transform(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Change rows before the pass (flips, mixing). May replace x, target and soft."""
+        return batch
+
+    def perturb(self, h: Tensor, layer: str) -> Tensor:
+        """Disturb a layer while training; the target of l_X stays clean."""
+        return h
+
+    def penalty(self, trace: Trace) -> Tensor | None:
+        """Unweighted value in nats: (B,) for Over.ROWS and Over.LABELED, () for Over.STEP and Over.MODEL."""
+        return None
+
+    def project(self, model: nn.Module) -> None:
+        """Bring parameters back to their constraint after a step. Called without gradients."""
+        return
+
+
+class Head(Component):
+    """Features -> p(y|z), differentiable: works in every mode."""
+
+    kind = "head"
+    tasks: ClassVar[frozenset[str]] = frozenset({"classes"})  # of classes, regression, multilabel
+    fitted_at_once: ClassVar[bool] = False
+
+    def prepare(self, y: Tensor) -> None:
+        """Look at the labels to train on, y (N,) or (N, T), before the first step: to fix units, say."""
+        return
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Distribution:
+        """features (B, K) -> p(y|z): Categorical over classes, or Independent over targets with event shape (T,)."""
+
+
+class TableHead(Component):
+    """A model fitted at once on the table of stored latents: sequential mode only.
+
+    What `fit` learns goes into buffers (`self.keep(name, tensor)`), which is all that is stored.
+    """
+
+    kind = "head"
+    tasks: ClassVar[frozenset[str]] = frozenset({"classes"})
+    fitted_at_once: ClassVar[bool] = True
+
+    @abstractmethod
+    def fit(self, z: Tensor, y: Tensor) -> None:
+        """z (N, K) float32, y (N,) int64 with UNLABELED = -1, or (N, T) with NaN."""
+
+    @abstractmethod
+    def predict(self, z: Tensor) -> Distribution:
+        """z (B, K) -> p(y|z), each row by itself."""
+
+    def keep(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value.detach().contiguous())
+
+    def forward(self, features: Tensor) -> Distribution:
+        return self.predict(features)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        # the sizes of what was learnt are known only from the stored tensors
+        for key, value in state_dict.items():
+            name = key.removeprefix(prefix)
+            if key.startswith(prefix) and "." not in name:
+                self.keep(name, torch.empty_like(value))
+        super()._load_from_state_dict(state_dict, prefix, *args)

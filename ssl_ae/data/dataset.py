@@ -1,0 +1,138 @@
+"""A data set on disk: its card, its splits by row, and their labels."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from ssl_ae.data import card as cards
+from ssl_ae.data.card import Card
+from ssl_ae.data.foreign import Part, read_foreign
+from ssl_ae.data.labels import UNLABELED, LabelTable, aligned
+from ssl_ae.data.shards import BLOCK_ROWS, ShardReader, as_slice, by_part, verify_sha256
+from ssl_ae.errors import DataError
+
+
+class Split:
+    """The samples of one split by row number, across its shards. A shard is opened when one of its rows is read."""
+
+    def __init__(self, folder: Path, name: str, card: Card, part: Part | None = None) -> None:
+        entry = card.split(name)
+        self.name = name
+        self.rows = entry.rows
+        self.x = card.x
+        self._folder, self._shards, self._part = folder, entry.shards, part
+        counts = [shard.rows for shard in entry.shards]
+        self._stored = sum(counts)
+        self._starts = np.cumsum([0, *counts])[:-1]
+        self._readers: dict[int, ShardReader] = {} if part is None else dict(enumerate(part.readers))
+        if part is None and self._stored != self.rows:
+            raise DataError(
+                f"{folder / cards.FILE_NAME}: split {name!r} has {self.rows} rows, but its shards have {self._stored}. "
+                "Pack the source again."
+            )
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """(rows,) object array of str."""
+        if self._part is not None:
+            return self._part.keys
+        found = np.empty(self.rows, dtype=object)
+        found[:] = list(chain.from_iterable(self._reader(index).keys() for index in range(len(self._shards))))
+        return found
+
+    @cached_property
+    def block_starts(self) -> np.ndarray:
+        """(b,) int64: the first row of every block; rows of one block lie together on disk."""
+        if self._part is not None:
+            return np.arange(0, self.rows, BLOCK_ROWS)
+        starts = [start + self._reader(index).block_starts for index, start in enumerate(self._starts)]
+        return np.concatenate(starts) if starts else np.zeros(0, dtype=np.int64)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """(n, *shape) in the stored dtype: the samples of n row numbers, in the order asked."""
+        rows = np.asarray(rows, dtype=np.int64)
+        stored = rows if self._part is None else self._part.selection[rows]
+        out = np.empty((len(rows), *self.x.shape), self.x.dtype)
+        for shard, at, inside in by_part(self._starts, self._stored, stored):
+            place = as_slice(at)
+            if isinstance(place, slice):
+                self._reader(shard).read(inside, out=out[place])
+            else:
+                out[place] = self._reader(shard).read(inside)
+        return out
+
+    def verify(self) -> None:
+        """Read every byte once. Raises DataError for the first shard that is not what the card says."""
+        for index, shard in enumerate(self._shards):
+            verify_sha256(self._reader(index).path, shard)
+
+    def _reader(self, index: int) -> ShardReader:
+        if index not in self._readers:
+            shard = self._shards[index]
+            self._readers[index] = ShardReader(self._folder / shard.file, self.x, shard)
+        return self._readers[index]
+
+
+class DataSet:
+    """A folder that `ssl-ae data pack` made, or one of WebDataset shards made elsewhere."""
+
+    def __init__(self, path: Path, card: Card, parts: dict[str, Part], table: LabelTable | None) -> None:
+        self.path = path
+        self.card = card
+        self._parts = parts
+        self._table = table
+        self._splits: dict[str, Split] = {}
+
+    @classmethod
+    def open(cls, path: Path | str, verify: bool = False) -> DataSet:
+        """Open a folder by its card, or walk its shards where it has none; `verify` compares every byte with the card.
+
+        Raises DataError for a folder that is absent, without shards, or (with `verify`) damaged.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise DataError(f"{path} is no folder. Make the data set with `ssl-ae data pack SOURCE {path}`.")
+        if (path / cards.FILE_NAME).exists():
+            found = cls(path, Card.load(path), {}, None)
+            if verify:
+                for name in found.card.splits:
+                    found.split(name).verify()
+            return found
+        if (path / cards.LABELS_FILE_NAME).exists():
+            raise DataError(f"{path} has {cards.LABELS_FILE_NAME} but lost its {cards.FILE_NAME}. Pack the source again.")
+        foreign = read_foreign(path)
+        table = None
+        if foreign.labels is not None:
+            table = LabelTable(foreign.keys, foreign.labels, y=foreign.card.y)
+        return cls(path, foreign.card, foreign.parts, table)
+
+    def split(self, name: str) -> Split:
+        if name not in self._splits:
+            self._splits[name] = Split(self.path, name, self.card, self._parts.get(name))
+        return self._splits[name]
+
+    def labels(self, split: str) -> np.ndarray:
+        """What the set knows of a split: (rows,) int64 with -1 where unknown, or (rows, T) float32 with NaN there."""
+        if self.card.y is None:
+            return np.full(self.split(split).rows, UNLABELED, dtype=np.int64)
+        return aligned(self.label_table, self.split(split).keys)
+
+    @cached_property
+    def label_table(self) -> LabelTable:
+        """The labels that came with the data. Raises DataError where there are none."""
+        if self.card.y is None:
+            raise DataError(f"{self.path} has no labels. Name a file with columns key and label: --labels FILE.")
+        return self._table or LabelTable.read(self.path / cards.LABELS_FILE_NAME, self.card.y)
+
+    def read_labels(self, path: Path) -> LabelTable:
+        """A user's label table for this data set; it says itself what labels mean where the card does not.
+
+        Raises DataError for a label that the card does not allow and for a key that no split has.
+        """
+        table = LabelTable.read(path, self.card.y)
+        table.check_keys(chain.from_iterable(self.split(name).keys for name in self.card.splits), path)
+        return table

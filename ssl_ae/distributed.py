@@ -1,0 +1,150 @@
+"""Ranks: the only room that speaks to torch.distributed. One process without torchrun is a world of one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssl_ae.errors import RecipeError
+
+TIMEOUT = timedelta(minutes=3)  # a rank that is silent for longer is gone
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[torch.device]:
+    """Join the ranks that torchrun started, and yield this rank's device."""
+    chosen = choose_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield chosen
+        return
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield chosen
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one. Raises RecipeError for a device this machine lacks."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, there in available.items() if there))
+    if not available[name]:
+        there = ", ".join(device for device, ok in available.items() if ok)
+        raise RecipeError(f"device = {name}: torch finds none on this machine; available: {there}. Set device: auto.")
+    return torch.device(name)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of every rank's `value`, on every rank; in place, without gradient."""
+    if world() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def max_over_ranks(value: Tensor) -> Tensor:
+    """The largest of every rank's `value`, on every rank; in place."""
+    if world() > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any rank: how ranks agree to stop at one step."""
+    if world() == 1:
+        return flag
+    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value on every rank. Small, trusted values of our own making only: it pickles."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    if world() > 1:
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[bool]:
+    """Run the block on rank 0 alone (others get False); a failure there is raised on every rank."""
+    error: BaseException | None = None
+    if is_main():
+        try:
+            yield True
+        except Exception as caught:
+            error = caught
+    else:
+        yield False
+    failed = from_main(None if error is None else (type(error).__name__, str(error)))
+    if error is not None:
+        raise error
+    if failed:
+        raise RecipeError(f"rank 0 failed with {failed[0]}: {failed[1]}")
+
+
+def parallel(step: nn.Module) -> nn.Module:
+    """`step` with gradients averaged over ranks by DistributedDataParallel; itself in a world of one.
+
+    Only parameters that require gradients now take part. A head may be unused in a step without labels.
+    """
+    if world() == 1:
+        return step
+    return DistributedDataParallel(step, find_unused_parameters=True)
+
+
+def on_this_rank(step: nn.Module) -> nn.Module:
+    """The step without its parallel wrapper."""
+    return step.module if isinstance(step, DistributedDataParallel) else step
+
+
+def without_sync(step: nn.Module, skip: bool) -> contextlib.AbstractContextManager:
+    """Whether this backward pass leaves the reduction to a later micro-batch."""
+    return step.no_sync() if skip and isinstance(step, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def launch(ranks: int) -> None:
+    """Run this very command on so many ranks of this machine, by torch's elastic launcher; leave with their exit code."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    arguments, words = [], iter(sys.argv[1:])
+    for word in words:
+        if word == "--nproc":
+            next(words)
+        elif not word.startswith("--nproc="):
+            arguments.append(word)
+    try:
+        torchrun(["--standalone", "--nproc-per-node", str(ranks), "-m", "ssl_ae", *arguments])
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)

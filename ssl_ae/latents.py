@@ -1,0 +1,87 @@
+"""The latents table: one row a sample, in Parquet, under a contract that others read.
+
+`latents/SPLIT/part-NNNNN.parquet`: key string, label int64? (or list<float> of targets), latent fixed_size_list<float>[K],
+latent_std the same where the posterior is random, reconstruction_nats float with `--scores`. Metadata: schema version, recipe
+fingerprint, sha256 of the weights. `_manifest.json` is last: a table without it is not finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssl_ae import files, tables
+from ssl_ae.errors import DataError
+from ssl_ae.trace import UNLABELED
+
+SCHEMA_VERSION = "1"
+PART_ROWS = 16_384  # small enough that several ranks share a middling data set, at most 64k as promised
+MANIFEST = "_manifest.json"
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A finished table in memory, in the split's order."""
+
+    keys: np.ndarray  # (N,) text
+    labels: np.ndarray  # (N,) int64 with -1, or (N, T) float32 with NaN
+    z: np.ndarray  # (N, K) float32
+    metadata: dict[str, str]
+
+
+def part_of(folder: Path, index: int) -> Path:
+    return folder / f"part-{index:05d}.parquet"
+
+
+def parts_of(rows: int) -> list[range]:
+    """Row ranges of the parts of a table: a function of the number of rows alone, so ranks may come and go."""
+    return [range(start, min(start + PART_ROWS, rows)) for start in range(0, rows, PART_ROWS)]
+
+
+def write_part(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """`columns` in the contract's names; labels with -1 become nulls."""
+    ready = dict(columns)
+    if ready["label"].ndim == 1:
+        ready["label"] = np.ma.masked_array(ready["label"], mask=ready["label"] == UNLABELED)
+    tables.write_parquet(path, ready, {"ssl_ae.schema_version": SCHEMA_VERSION, **metadata})
+
+
+def finish(folder: Path, rows: int, metadata: Mapping[str, str], task: str | None) -> None:
+    """Write the manifest, which makes the table complete, and remove parts that are not of this table."""
+    names = [part_of(folder, i).name for i in range(len(parts_of(rows)))]
+    for stranger in set(folder.glob("part-*.parquet")) - {folder / name for name in names}:
+        stranger.unlink()
+    files.write_json(folder / MANIFEST, {"rows": rows, "parts": names, "task": task, "metadata": dict(metadata)})
+
+
+def is_current(folder: Path, metadata: Mapping[str, str]) -> bool:
+    """Whether the folder holds a finished table made by these weights from this data."""
+    manifest = folder / MANIFEST
+    return manifest.exists() and files.read_json(manifest)["metadata"] == dict(metadata)
+
+
+def read(folder: Path) -> Latents:
+    """Raises DataError for a table that is absent, unfinished or damaged."""
+    if not (folder / MANIFEST).exists():
+        raise DataError(f"{folder} holds no finished latents. Run `ssl-ae extract {folder.parent.parent}`.")
+    manifest = files.read_json(folder / MANIFEST)
+    parts = [tables.read_parquet(folder / name, ["key", "label", "latent"]) for name in manifest["parts"]]
+    rows = sum(part.rows for part in parts)
+    if rows != manifest["rows"]:
+        raise DataError(f"{folder}: {rows} rows, but its manifest says {manifest['rows']}. Extract again.")
+    labels = np.concatenate([_filled(part["label"]) for part in parts])
+    return Latents(
+        keys=np.concatenate([part["key"] for part in parts]),
+        labels=labels,
+        z=np.concatenate([part["latent"] for part in parts]),
+        metadata=manifest["metadata"],
+    )
+
+
+def _filled(label: np.ndarray) -> np.ndarray:
+    if label.ndim == 2:
+        return label.astype(np.float32)
+    return np.ma.filled(label, UNLABELED).astype(np.int64)

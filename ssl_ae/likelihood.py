@@ -1,0 +1,78 @@
+"""Output distributions p(x|z): how a decoder's last layer becomes a density over samples.
+
+Values are in nats per row with their constants, so that fixed and learned variances compare:
+the gaussian with unit variance is 1/2 |x - x^|^2 + D/2 log 2 pi, not the bare squared error.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
+
+Name = Literal["gaussian", "bernoulli", "categorical"]
+Variance = Literal["unit", "scalar", "feature", "decoder"]
+
+UNIT_INTERVAL = frozenset({"bernoulli", "categorical"})  # families whose x must lie in [0, 1]
+SMALLEST_STD = 1e-3  # a learned standard deviation may not collapse onto pixels that never vary
+
+
+class Likelihood(nn.Module):
+    """raw (B, P, *shape) -> p(x|z) with batch shape (B,) and event shape `shape`.
+
+    gaussian     mean raw[:, 0]; variance `unit`, learned and shared (`scalar`), learned for each number (`feature`),
+                 or given by the decoder for each row and number (`decoder`, P = 2)
+    bernoulli    logits raw[:, 0]; x in [0, 1]
+    categorical  P = levels logits; x in [0, 1] stands for the level round(x (levels - 1))
+    """
+
+    def __init__(self, name: Name, shape: tuple[int, ...], variance: Variance = "unit", levels: int = 256) -> None:
+        super().__init__()
+        self.name, self.shape, self.variance, self.levels = name, shape, variance, levels
+        self.parameters_per_value = {"categorical": levels, "bernoulli": 1, "gaussian": 2 if variance == "decoder" else 1}[name]
+        if name == "gaussian" and variance in ("scalar", "feature"):
+            # softplus(0.5413) = 1: training starts from the unit variance
+            size = shape if variance == "feature" else (1,) * len(shape)
+            self.raw_std = nn.Parameter(torch.full(size, math.log(math.e - 1.0)))
+
+    def forward(self, raw: Tensor) -> Distribution:
+        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))  # densities lose too much in bf16
+        dims = len(self.shape)
+        if self.name == "categorical":
+            return Levels(raw.movedim(1, -1), dims)
+        if self.name == "bernoulli":
+            return Independent(Bernoulli(logits=raw[:, 0], validate_args=False), dims, validate_args=False)
+        return Independent(Normal(raw[:, 0], self._std(raw), validate_args=False), dims, validate_args=False)
+
+    def _std(self, raw: Tensor) -> Tensor:
+        if self.variance == "unit":
+            return raw.new_ones(())
+        unbounded = raw[:, 1] if self.variance == "decoder" else self.raw_std
+        return nn.functional.softplus(unbounded) + SMALLEST_STD
+
+
+class Levels(Distribution):
+    """Independent multinoulli over L equally spaced levels of [0, 1] for each number of a sample."""
+
+    arg_constraints: ClassVar[dict] = {}
+
+    def __init__(self, logits: Tensor, dims: int) -> None:
+        self.levels = Categorical(logits=logits, validate_args=False)  # (B, *shape, L)
+        split = logits.dim() - 1 - dims
+        super().__init__(logits.shape[:split], logits.shape[split:-1], validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        """Expected value of x, (B, *shape)."""
+        count = self.levels.logits.shape[-1]
+        return self.levels.probs @ torch.linspace(0, 1, count, device=self.levels.logits.device, dtype=self.levels.logits.dtype)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        level = (x * (self.levels.logits.shape[-1] - 1)).round().long()
+        return self.levels.log_prob(level).flatten(len(self.batch_shape)).sum(-1)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+        return self.levels.sample(sample_shape) / (self.levels.logits.shape[-1] - 1)

@@ -1,0 +1,145 @@
+"""encoder -> q(z|x) -> code -> decoder -> p(x|z), and a head on the code: one forward pass becomes a Trace."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from ssl_ae.components import Decoder, Encoder, Head, Regularizer, TableHead
+from ssl_ae.latent import Point
+from ssl_ae.objective import StepMeans
+from ssl_ae.resolve import Resolved
+from ssl_ae.trace import Batch, Need, Pass, Shapes, Trace
+
+CODE = "code"  # the name under which the drawn code is tapped
+
+
+class Model(nn.Module):
+    """Nothing in here knows a technique: it runs what the components are and gathers what the terms need."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder | None = None,
+        head: Head | TableHead | None = None,
+        regularizers: Sequence[Regularizer] = (),
+        samples: int = 1,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.head = encoder, decoder, head
+        self.regularizers = nn.ModuleList(regularizers)
+        self.samples = samples
+
+    def forward(
+        self, batch: Batch, needs: frozenset[Need] = frozenset(), means: StepMeans | None = None, teacher: Model | None = None
+    ) -> Trace:
+        """One pass over a batch, with every further pass that a term needs. Raises ValueError for a layer tapped twice."""
+        x = batch.x.detach().requires_grad_() if Need.INPUT_GRAD in needs else batch.x
+        trace = self._walk(replace(batch, x=x), self._perturbers(), needs, means)
+        further: dict[str, object] = {}
+        if Need.CLEAN in needs:
+            clean = Pass(self.decoder, self._perturbers(always=True), labeled=batch.labeled)
+            q = self.encoder(clean.tap(batch.x, "input"), clean)
+            further["clean"] = clean.taps | {CODE: q.mean}
+        if Need.VIEW in needs:
+            further["view"] = self._walk(batch, self._perturbers(), needs - {Need.RECONSTRUCTION}, means)
+        if Need.TEACHER in needs:
+            with torch.no_grad(), frozen(teacher):
+                further["teacher"] = teacher._walk(batch, teacher._perturbers(always=True), frozenset({Need.PREDICTION}), None)
+        return replace(trace, **further) if further else trace
+
+    def features(self, x: Tensor) -> Tensor:
+        """E[z|x], (B, K): what is stored and what heads see. Deterministic in evaluation mode."""
+        return self.posterior(x).mean
+
+    def decode(self, z: Tensor, condition: Tensor | None = None) -> Distribution:
+        """z (B, K) -> p(x|z)."""
+        return self.decoder(z, Pass(self.decoder, condition=condition))[0]
+
+    def predict(self, x: Tensor) -> Distribution:
+        """p(y|x) without noise, with frozen statistics; differentiable in x."""
+        with frozen(self):
+            return self.head(self.features(x))
+
+    def posterior(self, x: Tensor) -> Distribution:
+        """q(z|x) without noise, batch shape (B,), event shape (K,). Deterministic in evaluation mode."""
+        run = Pass(self.decoder, self._perturbers(always=True))
+        return self.encoder(run.tap(x, "input"), run)
+
+    def _perturbers(self, always: bool = False) -> list[Regularizer]:
+        """Those that perturb now: all of them while training, else only those that change what the input is."""
+        return [r for r in self.regularizers if "perturb" in r.verbs and (r.always or (self.training and not always))]
+
+    def _walk(self, batch: Batch, perturbers: Sequence[Regularizer], needs: frozenset[Need], means: StepMeans | None) -> Trace:
+        run = Pass(self.decoder, perturbers, labeled=batch.labeled)
+        q = self.encoder(run.tap(batch.x, "input"), run)
+        encoded = dict(run.taps)
+        draws = q.rsample(torch.Size([self.samples]))  # (S, B, K)
+        draws = torch.stack([run.tap(draws[0], CODE), *draws[1:]]) if self.samples > 1 else run.tap(draws[0], CODE)[None]
+        p_x, rebuilt = self.decoder(draws[0], run) if Need.RECONSTRUCTION in needs else (None, {})
+        p_y = self.head(q.mean) if Need.PREDICTION in needs else None
+
+        def decode(z: Tensor, condition: Tensor | None = None) -> Distribution:
+            again = Pass(self.decoder, perturbers, dict(encoded), batch.labeled, condition)
+            return self.decoder(z, again)[0]
+
+        def step_mean(value: Tensor) -> Tensor:
+            return means(value, batch.uniform)
+
+        return Trace(
+            model=self,
+            batch=batch,
+            q=q,
+            draws=draws,
+            p_x=p_x,
+            p_y=p_y,
+            taps=run.taps,
+            rebuilt=rebuilt,
+            decode=decode,
+            predict=self.predict,
+            step_mean=step_mean if means is not None else None,
+        )
+
+
+class Stored(Encoder):
+    """The encoder of rows that are codes already: a model over stored latents is a model."""
+
+    name = "stored"
+
+    def forward(self, x: Tensor, run: Pass) -> Point:
+        """x (B, K) -> Point(x)."""
+        return Point(x)
+
+
+def build(resolved: Resolved, head: bool) -> Model:
+    """Fresh weights from torch's current generator. Encoder and decoder come first, so a head never changes them."""
+    shapes = resolved.shapes
+    return Model(
+        encoder=resolved.encoder.build(shapes),
+        decoder=resolved.decoder.build(shapes),
+        regularizers=[part.build(shapes) for part in resolved.regularizers],
+        head=resolved.head.build(shapes) if head else None,
+        samples=resolved.recipe.model.samples,
+    )
+
+
+def on_codes(head: Head, shapes: Shapes) -> Model:
+    """The model that trains a head on stored latents (N, K): no encoder to run, nothing to reconstruct."""
+    return Model(Stored(Stored.Config(), replace(shapes, x=(shapes.latent,))), head=head)
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, and each module's own mode back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,81 @@
+"""Optimizers and schedules by their recipe names, and the guard that skips steps whose gradient is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ssl_ae import recipe as recipes
+from ssl_ae.errors import NonFiniteError
+
+
+def build_optimizer(options: recipes.Optimizer, parameters: Sequence[nn.Parameter]) -> Optimizer:
+    """torch's fused kernels: one launch, and an update that is skipped on the device. Biases and norms do not decay."""
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if options.name == "sgd":
+        return SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)
+    return {"adam": Adam, "adamw": AdamW}[options.name](groups, lr=options.lr, betas=options.betas, fused=True)
+
+
+def build_schedule(options: recipes.Schedule, optimizer: Optimizer, steps: int) -> LambdaLR:
+    """Linear warm-up, then constant, linear or cosine (Loshchilov & Hutter 2017, eq. 5, no restarts) down to `final`."""
+
+    def factor(step: int) -> float:
+        if step < options.warmup_steps:
+            return (step + 1) / options.warmup_steps
+        progress = min(1.0, (step - options.warmup_steps) / max(1, steps - options.warmup_steps))
+        falling = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[options.name]
+        return options.final + (1.0 - options.final) * falling
+
+    return LambdaLR(optimizer, factor)
+
+
+class Watch:
+    """Counts steps with a gradient that is not finite, on the device; the host looks when it reads the metrics anyway."""
+
+    def __init__(self, limit: int, device: torch.device) -> None:
+        self.limit = limit
+        zero = torch.zeros((), dtype=torch.int64, device=device)
+        self.skipped, self.in_a_row = zero.clone(), zero.clone()
+        self.limit_step, self.suspect = zero - 1, zero - 1
+
+    def see(self, found: Tensor, shares: Tensor, step: Tensor) -> None:
+        """found () bool, shares (terms,) of this rank, step ()."""
+        self.skipped += found
+        self.in_a_row = (self.in_a_row + 1) * found
+        bad = ~torch.isfinite(shares)
+        first = torch.where(bad.any(), bad.float().argmax(), -1) if len(shares) else self.suspect
+        self.suspect = torch.where(found & (self.in_a_row == 1), first, self.suspect)
+        reached = (self.in_a_row >= self.limit) & (self.limit_step < 0)
+        self.limit_step = torch.where(reached, step, self.limit_step)
+
+    def check(self, phase: str, terms: Sequence[str], suspect: int) -> None:
+        """Raises NonFiniteError once the limit was reached. `suspect` is the first bad term over all ranks, or -1."""
+        step = int(self.limit_step)
+        if step < 0:
+            return
+        cause = (
+            f"first suspect: term {terms[suspect]!r}"
+            if suspect >= 0
+            else "every term was finite, so the gradient itself overflowed"
+        )
+        raise NonFiniteError(
+            f"step {step}, phase {phase!r}: {self.limit} steps in a row had a gradient that is not finite; {cause}. "
+            "Those updates were skipped and the last good checkpoint is kept. Lower optimizer.lr, set clip_norm, or use precision: fp32."
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "suspect": self.suspect}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value.to(self.skipped.device))

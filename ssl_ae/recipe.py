@@ -1,0 +1,275 @@
+"""A recipe: everything a run depends on, in YAML. This room knows its grammar; `resolve` knows the components."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ssl_ae.errors import RecipeError, did_you_mean, listing
+
+Positive = Annotated[int, Field(ge=1)]
+Mode = Literal["sequential", "joint", "alternate", "end-to-end"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ComponentEntry(BaseModel):
+    """A component by name; every other key is an option of the component's own."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str = Field(min_length=1, description="short name, or plugin/component")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class RegularizerEntry(ComponentEntry):
+    weight: float = Field(1.0, ge=0, description="factor of the penalty")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the weight grows linearly from 0")
+    layers: tuple[str, ...] | None = Field(None, description="names of layers it acts on, `h*` for all hidden ones")
+
+
+class LabelBudget(Section):
+    """So many labels, drawn class-balanced; draws of one seed are nested: 100 labels contain the 10."""
+
+    per_class: Positive | None = Field(None, description="labels of each class")
+    total: Positive | None = Field(None, description="labels in all")
+    seed: int = Field(0, ge=0, description="which draw")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> LabelBudget:
+        if (self.per_class is None) == (self.total is None):
+            raise ValueError("give either per_class or total")
+        return self
+
+
+class Data(Section):
+    path: str = Field(description="folder made by `ssl-ae data pack`, or of WebDataset shards")
+    source: str | None = Field(
+        None, description="packed into `path` on first use: a path, or the name of a data set such as digits"
+    )
+    labels: LabelBudget | str = Field(
+        "all", description="{per_class: N} or {total: N}, all, or a CSV or Parquet file of key,label"
+    )
+    residency: Literal["auto", "resident", "stream"] = Field(
+        "auto", description="resident: decoded in memory; stream: read as needed"
+    )
+    card_sha256: str | None = Field(None, description="written by ssl-ae: fingerprint of the data that a run was made with")
+    scale: Literal["auto", "range", "standard", "none"] = Field(
+        "auto", description="range: the card's range to [0, 1]; standard: zero mean, unit variance; auto: by kind of data"
+    )
+
+
+class ModelSection(Section):
+    latent_dim: Positive = Field(32, description="K, the size of the code")
+    samples: Positive = Field(1, description="S, draws of z a row over which l_X is averaged")
+    encoder: ComponentEntry = ComponentEntry(name="mlp")
+    decoder: ComponentEntry = ComponentEntry(name="mlp")
+    regularizers: tuple[RegularizerEntry, ...] = ()
+    head: ComponentEntry = ComponentEntry(name="softmax")
+
+
+class Optimizer(Section):
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0, description="learning rate at its highest")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 in the gradient for adam and sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of adam and adamw")
+
+
+class Schedule(Section):
+    name: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate grows linearly from 0")
+    final: float = Field(0.0, ge=0, le=1, description="last learning rate as a fraction of the highest")
+
+
+class EarlyStopping(Section):
+    metric: str = Field("val/loss", description="lower is better, except accuracy")
+    patience: Positive = Field(5, description="epochs without improvement")
+
+
+class Training(Section):
+    epochs: Positive = Field(20, description="passes over the train split")
+    batch_size: Positive = Field(256, description="rows of a step, over all ranks")
+    micro_batches: Positive = Field(1, description="parts of a rank's rows that go through the model one after another")
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the whole gradient")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights")
+    early_stopping: EarlyStopping | None = None
+    log_every: Positive = Field(50, description="steps between two readings of the metrics")
+    max_nonfinite_steps: Positive = Field(
+        10, description="steps in a row with a gradient that is not finite before training stops"
+    )
+
+
+class Pretrain(Training):
+    epochs: Positive = Field(30, description="passes over the train split")
+
+
+class Finetune(Training):
+    mode: Mode = "sequential"
+    alpha: float = Field(0.01, ge=0, description="weight of l_X beside l_Y in joint mode")
+    labeled_fraction: float = Field(0.25, ge=0, lt=1, description="part of a joint batch that is extra labelled rows")
+    init: Literal["pretrained", "scratch"] = Field("pretrained", description="weights that encoder and decoder start from")
+    baselines: bool = Field(True, description="also train on the same labels: the labels-only network, PCA + logistic regression")
+
+
+StageName = Literal["pretrain", "extract", "finetune", "evaluate"]
+
+
+class Stage(Section):
+    stage: StageName
+    set: dict[str, Any] = Field({}, description="fields as --set writes them, for this stage alone")
+
+
+class Recipe(Section):
+    """What `ssl-ae recipe show` prints and a run folder keeps."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run folder and the MLflow experiment")
+    seed: int = Field(0, ge=0)
+    data: Data
+    model: ModelSection = ModelSection()
+    pretrain: Pretrain = Pretrain()
+    finetune: Finetune = Finetune()
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: Literal["auto", True, False] = Field("auto", description="torch.compile; auto is off on CPUs, where it buys nothing")
+    stages: tuple[StageName | Stage, ...] = Field(
+        ("pretrain", "extract", "finetune", "evaluate"),
+        description="what `ssl-ae run` does, in order; {stage: finetune, set: {finetune.mode: joint}} changes fields for one stage",
+    )
+    components: dict[str, dict[str, Any]] | None = Field(
+        None, description="written by ssl-ae: versions of what the run was made with"
+    )
+
+
+def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and apply `--set` overrides. Raises RecipeError: place, value, what is allowed, nearest match."""
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        near = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = did_you_mean(str(path), map(str, near))
+        raise RecipeError(f"there is no recipe {path}.{hint}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with at least `name` and `data`; this is {type(tree).__name__}.")
+    for override in overrides:
+        _override(tree, override)
+    return parse(tree, str(path))
+
+
+def parse(tree: dict[str, Any], source: str = "recipe") -> Recipe:
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError("\n".join(explain(error, Recipe, source))) from error
+
+
+def explain(error: ValidationError, model: type[BaseModel], source: str, place: str = "") -> list[str]:
+    """One line for each thing wrong: `source: place = value: expected ...`."""
+    lines = []
+    for item in error.errors():
+        location = [part for part in item["loc"] if not (isinstance(part, str) and part in _UNION_TAGS)]
+        name = ".".join([place, *map(str, location)] if place else [str(part) for part in location])
+        given = "" if item["type"] == "missing" else f" = {_shown(item['input'])}"
+        if item["type"] == "extra_forbidden":
+            fields = _fields_at(model, location[:-1])
+            line = f"unknown key; allowed: {listing(fields, 'and')}.{did_you_mean(str(location[-1]), fields)}"
+            given = ""
+        elif item["type"] == "literal_error":
+            allowed = _literals(item)
+            line = f"expected {item['ctx']['expected']}.{did_you_mean(str(item['input']), allowed)}".replace("'", "")
+        elif item["type"] == "missing":
+            line = "is missing."
+        else:
+            line = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            line = f"expected {line}." if item["msg"].startswith("Input should be ") else f"{line}."
+        lines.append(f"{source}: {name}{given}: {line}")
+    return list(dict.fromkeys(lines))
+
+
+def with_fields(recipe: Recipe, fields: dict[str, Any], source: str = "recipe") -> Recipe:
+    """The same recipe with fields, named as `--set` names them, replaced."""
+    tree = recipe.model_dump(mode="json", exclude={"components"})
+    for key, value in fields.items():
+        _assign(tree, key, value, f"{source}: {key}")
+    return parse(tree, source)
+
+
+def to_yaml(tree: dict[str, Any]) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+
+
+_UNION_TAGS = {"LabelBudget", "Stage", "str"}  # pydantic names the member of a union that it tried; the user wrote no such key
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise RecipeError(f"--set {text}: expected KEY=VALUE, as in --set model.latent_dim=16.")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}.") from error
+    _assign(tree, key.strip(), parsed, f"--set {text}")
+
+
+def _assign(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+    *parents, last = key.split(".")
+    node: Any = tree
+    for i, part in enumerate(parents):
+        where = ".".join(parents[: i + 1])
+        node = node[_index(node, part, source)] if isinstance(node, list) else node.setdefault(part, {})
+        if not isinstance(node, (dict, list)):
+            raise RecipeError(f"{source}: {where} is {_shown(node)}, which has no fields. Set {where} itself.")
+    if isinstance(node, list):
+        node[_index(node, last, source)] = value
+    else:
+        node[last] = value
+
+
+def _index(node: list, part: str, source: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise RecipeError(f"{source}: {part!r} is no position in a list of {len(node)}; positions start at 0.")
+    return int(part)
+
+
+def _fields_at(model: type[BaseModel], location: list[str | int]) -> list[str]:
+    """The fields allowed at a place of the tree."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, str) and isinstance(current, type) and issubclass(current, BaseModel):
+            current = _model_in(current.model_fields[part].annotation)
+    return [name for name in current.model_fields if name != "components"] if current else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, Annotated):
+        return next(filter(None, map(_model_in, typing.get_args(annotation))), None)
+    return None
+
+
+def _literals(item: Any) -> list[str]:
+    return [part.strip(" '") for part in item["ctx"]["expected"].replace(" or ", ",").split(",")]
+
+
+def _shown(value: Any) -> str:
+    text = f'"{value}"' if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,92 @@
+"""evaluate: every finished method of a run on one split, beside what the same labels give without unlabelled data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssl_ae import distributed, files
+from ssl_ae.checkpoint import read_weights
+from ssl_ae.errors import DataError
+from ssl_ae.runs import MODEL, RECIPE, StageFolder
+from ssl_ae.stages.baselines import folder_of, predict_baselines
+from ssl_ae.stages.labels import labels_of
+from ssl_ae.stages.outcome import Outcome
+from ssl_ae.stages.predict import finished_method, finished_methods
+from ssl_ae.stages.report import tell_comparison
+from ssl_ae.stages.scoring import predict_rows, score
+from ssl_ae.stages.workspace import Workspace
+
+
+def evaluate(ws: Workspace, split: str = "test", method: str | None = None) -> Outcome:
+    """Score all finished methods on `split`; the top-level metrics are those of `method`, else of the last finished."""
+    y = ws.data.labels(split) if split in ws.card.splits else np.empty(0)
+    if not len(y) or not (y >= 0).any():
+        raise DataError(f"split {split!r} of {ws.data.path} has no labels to evaluate against.")
+    chosen = finished_method(ws.run, method)
+    methods: dict[str, dict[str, float]] = {}
+    baselines: dict[str, dict[str, float]] = {}
+    predictions: dict[str, np.ndarray] = {}
+    for stage in finished_methods(ws.run):
+        own = workspace_of(ws, stage)
+        model = own.fresh_model(head=True)
+        model.load_state_dict(read_weights(stage.path / MODEL))
+        predictions[stage.path.name] = predict_rows(model, ws.labeled_feed(split)).values
+        methods[stage.path.name] = score(predictions[stage.path.name], y, ws.card.y)
+        if stage.path == chosen.path:
+            found = predict_baselines(own, folder_of(own, labels_of(own)), split)
+            baselines = {name: score(values, y, ws.card.y) for name, values in found.items()}
+    tell_comparison(ws, split, {chosen.path.name: methods[chosen.path.name]} | methods, baselines)
+    outputs = {}
+    if distributed.is_main():
+        outputs = write(ws, split, chosen, methods, baselines, predictions[chosen.path.name], y)
+    return Outcome(
+        "evaluate",
+        ws.run,
+        outputs=outputs,
+        metrics=methods[chosen.path.name],
+        mlflow_run_id=StageFolder(ws.run / "evaluate" / split).mlflow_run_id(),
+        warnings=list(ws.reporter.warnings),
+        more={"split": split, "method": chosen.path.name, "rows": len(y), "methods": methods, "baselines": baselines},
+    )
+
+
+def workspace_of(ws: Workspace, stage: StageFolder) -> Workspace:
+    """The workspace as the method's own recipe describes it."""
+    from ssl_ae import recipe as recipes
+    from ssl_ae.registry import Registry
+    from ssl_ae.stages.workspace import card_with_labels, resolve_stored
+
+    stored = recipes.load(stage.path / RECIPE)
+    resolved = resolve_stored(stored, Registry.discover(), card_with_labels(stored, ws.data), str(stage.path / RECIPE))
+    return Workspace(resolved, ws.data, ws.run, ws.device, ws.reporter, ws._feeds)
+
+
+def write(
+    ws: Workspace,
+    split: str,
+    chosen: StageFolder,
+    methods: dict[str, dict[str, float]],
+    baselines: dict[str, dict[str, float]],
+    predictions: np.ndarray,
+    y: np.ndarray,
+) -> dict:
+    """RUN/evaluate/SPLIT: metrics.json and the confusion matrix, and an MLflow run of their own."""
+    from ssl_ae import figures
+
+    stage = StageFolder(ws.run / "evaluate" / split)
+    files.make_folder(stage.path)
+    ws.keep_recipe(stage.path)
+    report = {"split": split, "method": chosen.path.name, "rows": len(y), "methods": methods, "baselines": baselines}
+    files.write_json(stage.path / "metrics.json", report)
+    outputs = {"report": stage.path / "metrics.json"}
+    with ws.tracker(stage, f"evaluate/{split}") as tracker:
+        for kind in (methods, baselines):
+            for name, scores in kind.items():
+                tracker.metrics({f"{split}/{name}/{key}": value for key, value in scores.items()}, step=0)
+        tracker.metrics({f"{split}/{key}": value for key, value in methods[chosen.path.name].items()}, step=0)
+        tracker.artifact(stage.path / "metrics.json")
+        if ws.card.y.task == "classes":
+            path = stage.path / "figures" / f"confusion_{split}.png"
+            outputs["confusion"] = figures.confusion_matrix(path, y, predictions.argmax(1), ws.card.y.names)
+            tracker.artifact(path, "figures")
+    return outputs

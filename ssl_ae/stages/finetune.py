@@ -1,0 +1,192 @@
+"""finetune: a head on few labels: on stored latents, or together with the autoencoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssl_ae import distributed, files, latents, runs
+from ssl_ae.checkpoint import write_weights
+from ssl_ae.data.loading import Feed, Table
+from ssl_ae.errors import CheckpointError, RecipeError
+from ssl_ae.model import Model, on_codes
+from ssl_ae.plan import finetuning, head_training
+from ssl_ae.recipe import Finetune
+from ssl_ae.runs import StageFolder, diff
+from ssl_ae.stages.baselines import fit_baselines, predict_baselines
+from ssl_ae.stages.extract import extract
+from ssl_ae.stages.labels import Labels, labels_of
+from ssl_ae.stages.outcome import Outcome
+from ssl_ae.stages.report import draw_figures, log_model, tell_comparison
+from ssl_ae.stages.scoring import predict_rows, score
+from ssl_ae.stages.training_run import final_metrics, train
+from ssl_ae.stages.workspace import Workspace
+from ssl_ae.tracking import Tracker
+from ssl_ae.training import Progress
+
+
+def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = None) -> Outcome:
+    """Train the recipe's head in the recipe's mode; RUN/finetune/METHOD holds the whole model. `pretrained`: another run folder."""
+    training = ws.recipe.finetune
+    check_mode(ws, training)
+    labels = labels_of(ws)
+    origin = Workspace(ws.resolved, ws.data, pretrained or ws.run, ws.device, ws.reporter)
+    if uses_pretrained(training):
+        check_origin(origin)
+    fields = fields_of(ws, labels, origin if uses_pretrained(training) else None)
+    stage = choose_folder(ws.run, method_of(training), fields)
+    state = ws.claim(stage, fields, restart)
+    if state == "done":
+        ws.reporter.say(f"finetune: already done in {stage.path}")
+        return ws.outcome("finetune", stage, "skipped", method=stage.path.name)
+    name = f"finetune {stage.path.name}"
+    ws.reporter.say(f"{name}: {labels.count:,} labels of {len(labels.y):,} train rows")
+    with ws.tracker(stage, f"finetune/{stage.path.name}") as tracker:
+        if training.mode == "sequential":
+            model, progress = train_head(origin, labels, stage, tracker, name, state == "resume")
+        else:
+            model, progress = train_network(ws, origin, labels, stage, tracker, name, state == "resume")
+        folder = fit_baselines(ws, labels, ws.feed("train", labels.y, labels.weight)) if training.baselines else None
+        with distributed.main_first() as main:
+            if main:
+                metrics = judge(ws, model, progress, stage, tracker, folder)
+                write_weights(stage.path / runs.MODEL, model.state_dict(), stage.fingerprint)
+                log_model(ws, stage, tracker)
+                stage.finish(metrics)
+    return ws.outcome("finetune", stage, method=stage.path.name)
+
+
+def train_head(
+    origin: Workspace, labels: Labels, stage: StageFolder, tracker: Tracker, name: str, resume: bool
+) -> tuple[Model, Progress]:
+    """Sequential: l_Y over the head alone, on the latents of the frozen encoder; missing ones are extracted first."""
+    wanted = [split for split in ("train", "val") if split in origin.card.splits]
+    extract(origin, wanted)
+    z = {split: latents.read(origin.run / "latents" / split).z for split in wanted}
+    model = origin.load_pretrained(origin.fresh_model(head=True))
+    if model.head is not None and origin.resolved.head.cls.fitted_at_once:
+        model.head.fit(torch.from_numpy(z["train"]), torch.from_numpy(labels.y))
+        return model, Progress()
+    model.head.prepare(torch.as_tensor(labels.y[labels.known]))
+    training = origin.recipe.finetune
+    feed = codes_feed(origin, z["train"], labels.y, labels.weight)
+    val = codes_feed(origin, z["val"], origin.data.labels("val"), None) if len(z.get("val", ())) else None
+    codes = on_codes(model.head, origin.resolved.shapes)
+    plan = head_training(training, len(labels.y), labels.count)
+    kept, progress = train(origin, codes, plan, feed, training, name=name, stage=stage, tracker=tracker, val=val, resume=resume)
+    model.head.load_state_dict(kept.head.state_dict())
+    return model, progress
+
+
+def codes_feed(ws: Workspace, z: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> Feed:
+    """Stored latents as a split."""
+    return Feed(
+        Table(z),
+        y,
+        lambda stored: stored,
+        seed=ws.recipe.seed,
+        device=ws.device,
+        residency="resident",
+        weight_y=weight,
+        rank=distributed.rank(),
+        world=distributed.world(),
+    )
+
+
+def train_network(
+    ws: Workspace, origin: Workspace, labels: Labels, stage: StageFolder, tracker: Tracker, name: str, resume: bool
+) -> tuple[Model, Progress]:
+    """Joint, alternating or end-to-end: the encoder trains too."""
+    training = ws.recipe.finetune
+    model = ws.fresh_model(head=True)
+    if uses_pretrained(training):
+        origin.load_pretrained(model)
+    model.head.prepare(torch.as_tensor(labels.y[labels.known]))
+    feed = ws.feed("train", labels.y, labels.weight)
+    plan = finetuning(ws.resolved, model, training.mode, feed.split.rows, labels.count)
+    return train(
+        ws, model, plan, feed, training, name=name, stage=stage, tracker=tracker, val=ws.labeled_feed("val"), resume=resume
+    )
+
+
+def judge(
+    ws: Workspace, model: Model, progress: Progress, stage: StageFolder, tracker: Tracker, baselines: Path | None
+) -> dict[str, float]:
+    """Validation figures of the model and of its baselines, side by side; a warning where unlabelled data did not help."""
+    metrics = final_metrics(progress)
+    y = ws.data.labels("val")
+    predictions = predict_rows(model, ws.labeled_feed("val")).values if len(y) else np.empty((0, 0))
+    ours = score(predictions, y, ws.card.y) if len(y) else {}
+    metrics |= {f"val/{name}": value for name, value in ours.items()}
+    theirs = {}
+    if baselines is not None and ours:
+        theirs = {name: score(values, y, ws.card.y) for name, values in predict_baselines(ws, baselines, "val").items()}
+        metrics |= {f"val/{name}/{key}": value for name, found in theirs.items() for key, value in found.items()}
+    tell_comparison(ws, "val", {stage.path.name: ours}, theirs)
+    tracker.metrics({name: value for name, value in metrics.items() if name.startswith("val/")}, progress.step)
+    draw_figures(ws, progress, stage, tracker, predictions, y)
+    return metrics
+
+
+def method_of(training: Finetune) -> str:
+    return f"joint-alpha{training.alpha:g}" if training.mode == "joint" else training.mode
+
+
+def uses_pretrained(training: Finetune) -> bool:
+    return training.mode == "sequential" or training.init == "pretrained"
+
+
+def fields_of(ws: Workspace, labels: Labels, origin: Workspace | None) -> dict[str, Any]:
+    """What decides the finetuned weights."""
+    tree = ws.resolved.as_dict()
+    unread = {"sequential": ("alpha", "labeled_fraction", "init"), "joint": ()}.get(
+        ws.recipe.finetune.mode, ("alpha", "labeled_fraction")
+    )
+    return {
+        "seed": tree["seed"],
+        "data": {"card_sha256": ws.card.fingerprint, "scale": ws.resolved.scale},
+        "labels": labels.digest,
+        "model": tree["model"],
+        "finetune": {name: value for name, value in tree["finetune"].items() if name not in unread},
+        "precision": tree["precision"],
+        "components": {name: entry["version"] for name, entry in tree["components"].items()},
+        "pretrained_sha256": files.sha256_of(origin.pretrained_weights()) if origin else None,
+    }
+
+
+def choose_folder(run: Path, method: str, fields: dict[str, Any]) -> StageFolder:
+    """RUN/finetune/METHOD; where that was made from other labels or options, METHOD-<8 hex of the fingerprint>."""
+    stage = StageFolder(run / "finetune" / method)
+    if stage.record().get("fingerprint") in (None, files.digest(fields)):
+        return stage
+    return StageFolder(run / "finetune" / f"{method}-{files.digest(fields)[:8]}")
+
+
+def check_mode(ws: Workspace, training: Finetune) -> None:
+    head = ws.resolved.head
+    if head.cls.fitted_at_once and training.mode != "sequential":
+        raise RecipeError(
+            f"model.head.name = {head.full_name}: is fitted on stored latents, so finetune.mode must be sequential, not {training.mode}. "
+            "Take a differentiable head (softmax, mlp), or --sequential."
+        )
+
+
+def check_origin(origin: Workspace) -> None:
+    """Raises CheckpointError when the pretrained model is absent or is not the one this recipe describes."""
+    origin.pretrained_weights()
+    changes = diff(architecture(origin.pretrained.record()["fields"]), architecture(files.plain(origin.pretrain_fields())))
+    if changes:
+        raise CheckpointError(
+            f"{origin.pretrained.path} is the checkpoint of another recipe:\n{changes}\n"
+            "Finetune with the recipe it was made with, pretrain this one with --out ANOTHER_FOLDER, or set finetune.init: scratch."
+        )
+
+
+def architecture(fields: dict[str, Any]) -> dict[str, Any]:
+    """The part of a pretraining's fields that decides which weights there are and what they see."""
+    model = {name: fields["model"][name] for name in ("latent_dim", "encoder", "decoder")}
+    components = {name: version for name, version in fields["components"].items() if not name.startswith("regularizer ")}
+    return {"data": fields["data"], "model": model, "components": components}

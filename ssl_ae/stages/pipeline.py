@@ -1,0 +1,45 @@
+"""run: every stage of a recipe in order, skipping what is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssl_ae.progress import Reporter
+from ssl_ae.recipe import Recipe, Stage, with_fields
+from ssl_ae.registry import Registry
+from ssl_ae.stages.evaluate import evaluate
+from ssl_ae.stages.extract import extract
+from ssl_ae.stages.finetune import finetune
+from ssl_ae.stages.outcome import Outcome
+from ssl_ae.stages.pretrain import pretrain
+from ssl_ae.stages.workspace import open_workspace
+
+STAGES = {"pretrain": pretrain, "extract": extract, "finetune": finetune, "evaluate": evaluate}
+RESTARTABLE = {"pretrain", "finetune"}
+
+
+def run_stages(recipe: Recipe, run: Path, source: str, reporter: Reporter, restart: bool = False) -> Outcome:
+    """The outcome of the last stage, with every stage's outputs."""
+    registry, outcomes = Registry.discover(), []
+    plan = [stage if isinstance(stage, Stage) else Stage(stage=stage) for stage in recipe.stages]
+    recipes = [with_fields(recipe, stage.set, f"{source}: stages") for stage in plan]  # all are checked before the first runs
+    for stage, chosen in zip(plan, recipes, strict=True):
+        with open_workspace(chosen, run, source, reporter, registry) as ws:
+            options = {"restart": restart} if stage.stage in RESTARTABLE else {}
+            outcomes.append(STAGES[stage.stage](ws, **options))
+    last = outcomes[-1]
+    outputs = {f"{outcome.command}-{name}": path for outcome in outcomes[:-1] for name, path in outcome.outputs.items()}
+    outputs["run"] = run
+    done = all(outcome.status == "skipped" for outcome in outcomes if outcome.command != "evaluate")
+    where = [[name, str(path)] for name, path in (outputs | last.outputs).items()]
+    reporter.table("files", ["", "place"], where)
+    return Outcome(
+        "run",
+        run,
+        "skipped" if done else "done",
+        outputs=outputs | last.outputs,
+        metrics=last.metrics,
+        mlflow_run_id=last.mlflow_run_id,
+        warnings=list(reporter.warnings),
+        more=last.more,
+    )

@@ -1,0 +1,138 @@
+"""predict: labels, probabilities and reconstruction scores for new data; and the predictor that MLflow serves."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssl_ae import files, recipe, runs, tables
+from ssl_ae.checkpoint import read_weights
+from ssl_ae.data.card import Card, Y
+from ssl_ae.data.dataset import DataSet
+from ssl_ae.data.loading import Scaling
+from ssl_ae.data.pack import pack
+from ssl_ae.data.sources import PackOptions
+from ssl_ae.distributed import choose_device
+from ssl_ae.errors import CheckpointError, DataError, RecipeError
+from ssl_ae.model import Model, build, frozen
+from ssl_ae.progress import Reporter
+from ssl_ae.registry import Registry
+from ssl_ae.runs import StageFolder
+from ssl_ae.stages.outcome import Outcome
+from ssl_ae.stages.scoring import BATCH_ROWS, predict_batch
+from ssl_ae.stages.workspace import resolve_stored
+from ssl_ae.trace import Batch
+
+
+@dataclass
+class Predictor:
+    """A finetuned model on raw rows: `predict(x)` with x as the data set stores it."""
+
+    model: Model
+    scaling: Scaling
+    card: Card
+    device: torch.device
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto") -> Predictor:
+        """From a finished finetune folder, or a copy of its model.safetensors, recipe.yaml and card.json."""
+        card = Card.load(folder)
+        stored = recipe.load(folder / runs.RECIPE)
+        resolved = resolve_stored(stored, Registry.discover(), card, str(folder / runs.RECIPE))
+        chosen = choose_device(device)
+        model = build(resolved, head=True)
+        model.load_state_dict(read_weights(folder / runs.MODEL))
+        return cls(model.to(chosen).eval(), Scaling(card.x, resolved.scale).to(chosen), card, chosen)
+
+    def predict(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """x (n, *shape) as stored -> label (n,), probability (n,), p_CLASS (n,) each, reconstruction_nats (n,).
+
+        Regression and multi-label: one column a target. Each row is predicted by itself.
+        """
+        values, nats = [], []
+        with frozen(self.model), torch.inference_mode():
+            for start in range(0, len(x), BATCH_ROWS):
+                batch = Batch(self.scaling(torch.as_tensor(x[start : start + BATCH_ROWS]).to(self.device)))
+                p_y, l_x = predict_batch(self.model, batch, decode=True)
+                values.append(p_y.float().cpu().numpy())
+                nats.append(l_x.float().cpu().numpy())
+        width = len(self.card.y.names)
+        return columns_of(np.concatenate(values) if values else np.empty((0, width), np.float32), self.card.y) | {
+            "reconstruction_nats": np.concatenate(nats) if nats else np.empty(0, np.float32)
+        }
+
+
+def columns_of(values: np.ndarray, y: Y) -> dict[str, np.ndarray]:
+    """values (n, C) probabilities or (n, T) expected targets, as the columns of the predictions' table."""
+    if y.task != "classes":
+        return {f"p_{name}" if y.task == "multilabel" else name: values[:, t] for t, name in enumerate(y.names)}
+    best = values.argmax(1)
+    label = np.array(y.names, dtype=object)[best]
+    return {"label": label, "probability": values.max(1)} | {f"p_{name}": values[:, c] for c, name in enumerate(y.names)}
+
+
+def predict(run: Path, data: str, out: Path, method: str | None = None, reporter: Reporter | None = None) -> Outcome:
+    """Predict every sample of a data set (packed, WebDataset, or anything `data pack` reads) into one Parquet file."""
+    reporter = reporter or Reporter()
+    if out.suffix != ".parquet":
+        raise RecipeError(f"--out {out}: the predictions are a Parquet file; give a name that ends in .parquet.")
+    stage = finished_method(run, method)
+    predictor = Predictor.load(stage.path, recipe.load(stage.path / runs.RECIPE).device)
+    files.make_folder(out.parent)
+    keys, parts = [], []
+    with tempfile.TemporaryDirectory(prefix="ssl-ae-") as aside:
+        source = open_any(data, Path(aside), reporter)
+        if source.card.x.shape != predictor.card.x.shape:
+            raise DataError(f"{data} holds samples of shape {source.card.x.shape}; the model takes {predictor.card.x.shape}.")
+        for name in source.card.splits:
+            split = source.split(name)
+            with reporter.bar(f"predict {name}", split.rows) as advance:
+                for block in np.array_split(np.arange(split.rows), max(1, -(-split.rows // 16_384))):
+                    parts.append(predictor.predict(split.read(block)))
+                    keys.append(split.keys[block])
+                    advance(len(block), "")
+    columns = {"key": np.concatenate(keys)} | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    tables.write_parquet(out, columns, {"ssl_ae.model_fingerprint": stage.fingerprint})
+    return Outcome(
+        "predict",
+        run,
+        outputs={"predictions": out},
+        metrics={"rows": float(len(columns["key"]))},
+        warnings=list(reporter.warnings),
+        more={"method": stage.path.name},
+    )
+
+
+def open_any(data: str, aside: Path, reporter: Reporter) -> DataSet:
+    """A data set as it is, or another source packed into a folder that is thrown away."""
+    path = Path(data)
+    if path.is_dir() and ((path / runs.CARD).exists() or list(path.glob("*.tar"))):
+        return DataSet.open(path)
+    reporter.say(f"reading {data}")
+    pack(data, aside / "data", PackOptions(), Registry.discover().sources())
+    return DataSet.open(aside / "data")
+
+
+def finished_methods(run: Path) -> list[StageFolder]:
+    """Finished finetunings of a run, oldest first."""
+    stages = [StageFolder(path.parent) for path in run.glob(f"finetune/*/{runs.STAGE}")]
+    return sorted((s for s in stages if s.done), key=lambda s: ((s.path / runs.STAGE).stat().st_mtime_ns, s.path.name))
+
+
+def finished_method(run: Path, method: str | None) -> StageFolder:
+    """The named method, or the last finished. Raises CheckpointError where there is none."""
+    found = finished_methods(run)
+    if not found:
+        raise CheckpointError(f"{run} holds no finetuned model. Run `ssl-ae finetune RECIPE --out {run}` first.")
+    if method is None:
+        return found[-1]
+    names = {stage.path.name: stage for stage in found}
+    if method not in names:
+        from ssl_ae.errors import did_you_mean, listing
+
+        raise CheckpointError(f"--method {method}: {run} has {listing(names, 'and')}.{did_you_mean(method, names)}")
+    return names[method]

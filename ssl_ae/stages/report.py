@@ -1,0 +1,78 @@
+"""What a finetuned or evaluated model shows: tables, figures, and the model that MLflow serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ssl_ae import latents, runs
+from ssl_ae.runs import StageFolder
+from ssl_ae.stages import served_model
+from ssl_ae.stages.scoring import HEADLINE, better
+from ssl_ae.stages.training_run import curves
+from ssl_ae.stages.workspace import Workspace
+from ssl_ae.tracking import Tracker
+from ssl_ae.training import Progress
+
+Scores = Mapping[str, Mapping[str, float]]
+
+
+def tell_comparison(ws: Workspace, split: str, methods: Scores, baselines: Scores) -> None:
+    """Methods and baselines side by side on one split; a warning for each method that no unlabelled data was needed for."""
+    if not any(methods.values()):
+        ws.reporter.say(f"no row of {split} has a label, so nothing can be compared there.")
+        return
+    columns = list(dict.fromkeys(name for scores in (*methods.values(), *baselines.values()) for name in scores))
+    rows = [[name, *(_cell(scores, column) for column in columns)] for name, scores in methods.items()]
+    rows += [
+        [f"{name} (no unlabelled data)" if name == "labels-only" else f"{name} (no network)", *(_cell(s, c) for c in columns)]
+        for name, s in baselines.items()
+    ]
+    ws.reporter.table(f"{split}, {len(ws.data.labels(split)):,} rows", ["", *columns], rows)
+    headline = HEADLINE[ws.card.y.task]
+    for name, scores in methods.items():
+        ahead = [
+            f"{other} ({found[headline]:.4g})"
+            for other, found in baselines.items()
+            if not better(ws.card.y.task, scores[headline], found[headline])
+        ]
+        if ahead:
+            ws.reporter.warn(
+                f"the unlabelled data did not help {name}: its {headline} on {split}, {scores[headline]:.4g}, is no better than "
+                f"{' and '.join(ahead)} with the same labels."
+            )
+
+
+def _cell(scores: Mapping[str, float], column: str) -> str:
+    value = scores.get(column)
+    return "" if value is None else f"{100 * value:.2f} %" if column in ("accuracy", "error") else f"{value:.4g}"
+
+
+def draw_figures(
+    ws: Workspace, progress: Progress, stage: StageFolder, tracker: Tracker, predictions: np.ndarray, y: np.ndarray
+) -> None:
+    """Learning curves, the confusion matrix on validation, and the map of the latents the head saw."""
+    from ssl_ae import figures
+
+    folder = stage.path / "figures"
+    if progress.history:
+        tracker.artifact(figures.learning_curves(folder / "learning_curves.png", curves(progress)), "figures")
+    if ws.card.y.task == "classes" and (y >= 0).any():
+        path = figures.confusion_matrix(folder / "confusion_val.png", y, predictions.argmax(1), ws.card.y.names)
+        tracker.artifact(path, "figures")
+    table = ws.run / "latents" / "val"
+    if (table / latents.MANIFEST).exists() and len(y) > 1:
+        z = latents.read(table)
+        tracker.artifact(figures.latent_map(folder / "latent_map.png", z.z, z.labels, ws.card.y.names), "figures")
+
+
+def log_model(ws: Workspace, stage: StageFolder, tracker: Tracker) -> None:
+    """The finetuned model as an MLflow pyfunc defined from code: it answers on raw rows."""
+    tracker.model(
+        code_path=Path(served_model.__file__),
+        artifacts_folder=stage.path,
+        files=(runs.MODEL, runs.RECIPE, runs.CARD),
+        x=ws.card.x.model_dump(mode="json"),
+    )

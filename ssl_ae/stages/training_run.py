@@ -1,0 +1,136 @@
+"""Training inside a stage: checkpoints, progress, tracking and learning curves around the one loop."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from ssl_ae import distributed
+from ssl_ae.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_ae.data.loading import Feed
+from ssl_ae.model import Model
+from ssl_ae.objective import Objective
+from ssl_ae.plan import Plan
+from ssl_ae.progress import Reporter
+from ssl_ae.recipe import Training
+from ssl_ae.runs import StageFolder
+from ssl_ae.stages.workspace import Workspace
+from ssl_ae.tracking import Tracker
+from ssl_ae.training import Listener, Progress, Trainer
+from ssl_ae.validation import validate
+
+TOLD_EVERY_SECONDS = 0.2  # between two updates of the bar: drawing must cost nothing beside a step
+
+
+def train(
+    ws: Workspace,
+    model: Model,
+    plan: Plan,
+    feed: Feed,
+    training: Training,
+    *,
+    name: str,
+    stage: StageFolder | None = None,
+    tracker: Tracker | None = None,
+    val: Feed | None = None,
+    resume: bool = False,
+) -> tuple[Model, Progress]:
+    """Train by the plan and return the model to keep. With `stage`, saved each epoch and when asked to stop."""
+    judged = objective_of(plan)
+    listener = Teller(ws.reporter, tracker, plan, name)
+    trainer = Trainer(
+        model,
+        plan,
+        feed,
+        training,
+        seed=ws.recipe.seed,
+        device=ws.device,
+        bf16=ws.recipe.precision == "bf16",
+        compile_step=ws.recipe.compile is True,
+        validate=(lambda m: validate(m, judged, val)) if val is not None and val.split.rows else (lambda m: {}),
+        save=(lambda checkpoint: _save(stage, checkpoint)) if stage else (lambda checkpoint: None),
+        listener=listener,
+    )
+    if resume and stage:
+        found = load_checkpoint(stage.path / "checkpoint", ws.reporter.warnings)
+        if found:
+            trainer.restore(found)
+            ws.reporter.say(f"resuming {name} at step {trainer.progress.step} of {plan.steps}")
+    with listener.watching(trainer.progress.step):
+        progress = trainer.run()
+    return trainer.result, progress
+
+
+def objective_of(plan: Plan) -> Objective:
+    """Everything a plan minimises, each term once: what validation measures."""
+    total, seen = Objective(), set()
+    for phase in plan.phases:
+        fresh = tuple(term for term in phase.objective.terms if term.name not in seen)
+        seen |= {term.name for term in fresh}
+        total = total + Objective(fresh)
+    return total
+
+
+def final_metrics(progress: Progress) -> dict[str, float]:
+    """The last value of everything that was measured."""
+    last: dict[str, float] = {}
+    for entry in progress.history:
+        last |= {name: value for name, value in entry.items() if name not in ("step", "train/lr")}
+    return last
+
+
+def curves(progress: Progress) -> dict[str, tuple[list[float], list[float]]]:
+    """{metric: (steps, values)} for the figure."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for entry in progress.history:
+        for name, value in entry.items():
+            if name != "step":
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(entry["step"])
+                values.append(value)
+    return series
+
+
+class Teller(Listener):
+    """Tells the reporter and the tracker. Neither makes a step wait."""
+
+    def __init__(self, reporter: Reporter, tracker: Tracker | None, plan: Plan, name: str) -> None:
+        self.reporter, self.tracker, self.plan, self.name = reporter, tracker, plan, name
+        self._latest: dict[str, float] = {}
+        self._untold, self._told_at = 0, time.monotonic()
+        self._rows_per_step = sum(p.draw.uniform + p.draw.labeled for p in plan.phases) / len(plan.phases)
+
+    @contextlib.contextmanager
+    def watching(self, start: int) -> Iterator[None]:
+        """Show a bar over the rows of the steps from `start` on."""
+        with self.reporter.bar(self.name, round((self.plan.steps - start) * self._rows_per_step)) as self._advance:
+            yield
+
+    def stepped(self, step: int, rows: int) -> None:
+        self._untold += rows
+        now = time.monotonic()
+        if now - self._told_at >= TOLD_EVERY_SECONDS:
+            self._advance(self._untold, _shown(self._latest))
+            self._untold, self._told_at = 0, now
+
+    def measured(self, step: int, values: dict[str, float]) -> None:
+        self._latest = values
+        if self.tracker is not None and distributed.is_main():
+            self.tracker.metrics(values, step)
+
+    def epoch_ended(self, epoch: int, step: int, values: dict[str, float]) -> None:
+        if self.tracker is not None and distributed.is_main():
+            self.tracker.metrics({**values, "epoch": epoch}, step)
+        if values:
+            self.reporter.say(f"{self.name}: epoch {epoch}/{self.plan.epochs}  {_shown(values)}")
+
+
+def _save(stage: StageFolder, checkpoint: Checkpoint) -> None:
+    with distributed.main_first() as main:
+        if main:
+            save_checkpoint(stage.path / "checkpoint", checkpoint)
+
+
+def _shown(values: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "train/lr")

@@ -1,0 +1,245 @@
+"""What every stage works with: a resolved recipe, its data, a locked run folder, a device, and someone to tell."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssl_ae import checkpoint, distributed, files, runs
+from ssl_ae import recipe as recipes
+from ssl_ae.data.card import Card
+from ssl_ae.data.dataset import DataSet
+from ssl_ae.data.loading import Feed, Scaling
+from ssl_ae.data.pack import pack
+from ssl_ae.data.sources import PackOptions
+from ssl_ae.errors import CheckpointError, DataError, PluginError
+from ssl_ae.model import Model, build
+from ssl_ae.progress import Reporter
+from ssl_ae.recipe import Recipe
+from ssl_ae.registry import Registry
+from ssl_ae.resolve import Resolved, resolve
+from ssl_ae.runs import StageFolder
+from ssl_ae.stages.outcome import Outcome
+from ssl_ae.tracking import Tracker
+
+
+@dataclass
+class Workspace:
+    resolved: Resolved
+    data: DataSet
+    run: Path
+    device: torch.device
+    reporter: Reporter
+    _feeds: dict[str, Feed] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.resolved.recipe
+
+    @property
+    def card(self) -> Card:
+        return self.resolved.card
+
+    @property
+    def pretrained(self) -> StageFolder:
+        return StageFolder(self.run / "pretrain")
+
+    @cached_property
+    def scaling(self) -> Scaling:
+        return Scaling(self.card.x, self.resolved.scale).to(self.device)
+
+    def feed(self, split: str, y: np.ndarray | None = None, weight_y: np.ndarray | None = None) -> Feed:
+        """Batches of a split on this rank, with these labels or none."""
+        return Feed(
+            self.data.split(split),
+            y,
+            self.scaling,
+            seed=self.recipe.seed,
+            device=self.device,
+            residency=self.recipe.data.residency,
+            weight_y=weight_y,
+            rank=distributed.rank(),
+            world=distributed.world(),
+        )
+
+    def labeled_feed(self, split: str) -> Feed:
+        """A split with every label that is known of it: for judging, never for training."""
+        if split not in self._feeds:
+            self._feeds[split] = self.feed(split, self.data.labels(split))
+        return self._feeds[split]
+
+    def fresh_model(self, head: bool) -> Model:
+        """Weights that the recipe's seed decides."""
+        torch.manual_seed(self.recipe.seed)
+        return build(self.resolved, head).to(self.device)
+
+    def load_pretrained(self, model: Model) -> Model:
+        """The pretrained encoder and decoder of this run into a model, whatever head it has."""
+        weights = checkpoint.read_weights(self.pretrained_weights())
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        stray = [name for name in missing if not name.startswith("head.")] + list(unexpected)
+        if stray:
+            raise CheckpointError(
+                f"{self.pretrained.path} does not fit this recipe: {', '.join(stray[:5])}. Use the recipe it was made with."
+            )
+        return model
+
+    def pretrained_weights(self) -> Path:
+        """Raises CheckpointError before pretraining is done."""
+        if not self.pretrained.done:
+            raise CheckpointError(
+                f"{self.run} holds no pretrained model. Run `ssl-ae pretrain RECIPE --out {self.run}` first, or name a run with --from."
+            )
+        return self.pretrained.path / runs.MODEL
+
+    def pretrain_fields(self) -> dict[str, Any]:
+        """What decides the pretrained weights."""
+        tree = self.resolved.as_dict()
+        model = {name: value for name, value in tree["model"].items() if name != "head"}
+        components = {name: entry["version"] for name, entry in tree["components"].items() if not name.startswith("head ")}
+        return {
+            "seed": tree["seed"],
+            "data": {"card_sha256": self.card.fingerprint, "scale": self.resolved.scale},
+            "model": model,
+            "pretrain": tree["pretrain"],
+            "precision": tree["precision"],
+            "components": components,
+        }
+
+    def claim(self, stage: StageFolder, fields: dict[str, Any], restart: bool) -> str:
+        """`new`, `resume` or `done`, the same on every rank; a new stage keeps its recipe beside it."""
+        state = None
+        with distributed.main_first() as main:
+            if main:
+                state = stage.begin(fields, restart)
+                if state == "new":
+                    self.keep_recipe(stage.path)
+                    if not (self.run / runs.RECIPE).exists() or restart:
+                        self.keep_recipe(self.run)
+        state = distributed.from_main(state)
+        if state == "resume":
+            self.reporter.say(f"going on with {stage.path}")
+        return state
+
+    def keep_recipe(self, folder: Path) -> None:
+        tree = self.resolved.as_dict()
+        tree["data"] |= {"path": str(self.data.path.absolute()), "card_sha256": self.card.fingerprint}
+        files.write_text(folder / runs.RECIPE, recipes.to_yaml(tree))
+        files.write_json(folder / runs.CARD, self.card.model_dump(mode="json"))
+
+    @contextlib.contextmanager
+    def tracker(self, stage: StageFolder, name: str) -> Iterator[Tracker]:
+        """The stage's MLflow run; what it could not deliver becomes a warning."""
+        tracker = Tracker(
+            stage.path,
+            experiment=self.recipe.name,
+            run_folder=self.run,
+            stage=name,
+            parameters=self.resolved.as_dict(),
+            rank=distributed.rank(),
+        )
+        with tracker:
+            for split in ("train", "val"):
+                if split in self.card.splits:
+                    rows = self.card.splits[split].rows
+                    tracker.dataset(self.card.name, self.card.fingerprint, str(self.data.path.absolute()), split, rows)
+            tracker.artifact(stage.path / runs.RECIPE)
+            yield tracker
+        for warning in tracker.warnings:
+            self.reporter.warn(warning)
+
+    def outcome(self, command: str, stage: StageFolder, status: str = "done", **more: Any) -> Outcome:
+        outputs = {"run": self.run, "stage": stage.path, "model": stage.path / runs.MODEL, "recipe": stage.path / runs.RECIPE}
+        return Outcome(
+            command,
+            self.run,
+            status,
+            outputs={name: path for name, path in outputs.items() if path.exists()} | more.pop("outputs", {}),
+            metrics=stage.metrics(),
+            mlflow_run_id=stage.mlflow_run_id(),
+            warnings=list(self.reporter.warnings),
+            more=more,
+        )
+
+
+@contextlib.contextmanager
+def open_workspace(
+    recipe: Recipe, run: Path, source: str = "recipe", reporter: Reporter | None = None, registry: Registry | None = None
+) -> Iterator[Workspace]:
+    """Join the ranks, open the data (packing it on first use), resolve the recipe, lock the run folder.
+
+    Raises RecipeError, PluginError, DataError or CheckpointError before anything is written to the run folder.
+    """
+    reporter, registry = reporter or Reporter(), registry or Registry.discover()
+    with distributed.process_group(recipe.device) as device, contextlib.ExitStack() as stack:
+        reporter.silent = reporter.silent or not distributed.is_main()
+        with distributed.main_first() as main:
+            if main:
+                pack_on_first_use(recipe, registry, reporter)
+        data = DataSet.open(Path(recipe.data.path))
+        _check_same_data(recipe, data)
+        resolved = resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
+        with distributed.main_first() as main:
+            if main:
+                stack.enter_context(runs.lock(run))
+        yield Workspace(resolved, data, run, device, reporter)
+
+
+def pack_on_first_use(recipe: Recipe, registry: Registry, reporter: Reporter) -> None:
+    path = Path(recipe.data.path)
+    if recipe.data.source is None or (path / runs.CARD).exists():
+        return
+    reporter.say(f"packing {recipe.data.source} into {path} (first use)")
+    pack(recipe.data.source, path, PackOptions(), registry.sources())
+
+
+def card_with_labels(recipe: Recipe, data: DataSet) -> Card:
+    """The card; where only the user's label file says what labels mean, with that."""
+    labels = recipe.data.labels
+    if data.card.y is None and isinstance(labels, str) and labels != "all":
+        return data.card.model_copy(update={"y": data.read_labels(Path(labels)).y})
+    return data.card
+
+
+def resolve_stored(recipe: Recipe, registry: Registry, card: Card, source: str) -> Resolved:
+    """Resolve; a recipe that a run was made with must meet the component versions it was made with."""
+    stored = recipe.components or {}
+    try:
+        resolved = resolve(recipe, registry, card, source)
+    except PluginError as error:
+        made_with = sorted({entry["distribution"] for entry in stored.values()})
+        if not made_with:
+            raise
+        raise CheckpointError(f"{error}\nThis run was made with {', '.join(made_with)}: install what is missing.") from error
+    for name, entry in resolved.versions().items():
+        before = stored.get(name)
+        if before and before["version"] != entry["version"]:
+            raise CheckpointError(
+                f"{source}: {name} was stored by version {before['version']} and version {entry['version']} is installed. "
+                f"Install {before['distribution']}."
+            )
+    return resolved
+
+
+def recipe_of(run: Path) -> Recipe:
+    """The recipe a run folder was made with. Raises CheckpointError for a folder that is no run."""
+    path = run / runs.RECIPE
+    if not path.exists():
+        raise CheckpointError(f"{run} is no run folder: it has no {runs.RECIPE}. Run `ssl-ae pretrain RECIPE --out {run}` first.")
+    return recipes.load(path)
+
+
+def _check_same_data(recipe: Recipe, data: DataSet) -> None:
+    expected = recipe.data.card_sha256
+    if expected is not None and data.card.fingerprint != expected:
+        raise DataError(
+            f"{data.path} is not the data this run was made with (its card's fingerprint is {data.card.fingerprint[:12]}, "
+            f"expected {expected[:12]}). Pack the same source again, or start a new run with --out."
+        )

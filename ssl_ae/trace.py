@@ -1,0 +1,157 @@
+"""The nouns every room shares: what enters a step (`Batch`), one walk through the layers (`Pass`), what it leaves (`Trace`)."""
+
+from __future__ import annotations
+
+import enum
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from ssl_ae.errors import RecipeError, listing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+UNLABELED = -1
+
+
+class Over(enum.StrEnum):
+    """What a term is averaged over."""
+
+    ROWS = "rows"  # (B,) over the uniformly drawn rows of the global batch
+    LABELED = "labeled"  # (B,) over the rows that have a label
+    STEP = "step"  # () once per forward pass, averaged over micro-batches and ranks
+    MODEL = "model"  # () of parameters alone: once a step, after the ranks have agreed
+
+
+class Need(enum.StrEnum):
+    """What a term asks of the forward pass beyond q(z|x). Nobody pays for what no term needs."""
+
+    RECONSTRUCTION = "reconstruction"  # the decoder runs: trace.p_x and trace.rebuilt
+    PREDICTION = "prediction"  # the head runs: trace.p_y
+    CLEAN = "clean"  # a second, unperturbed encoder pass: trace.clean
+    INPUT_GRAD = "input_grad"  # batch.x takes part in autograd
+    VIEW = "view"  # a second, differently perturbed pass: trace.view
+    TEACHER = "teacher"  # the averaged (EMA) model on the unperturbed rows: trace.teacher
+    STEP_MEAN = "step_mean"  # trace.step_mean: means over all rows of the step
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The sizes a component is built for."""
+
+    x: tuple[int, ...]  # one sample: image (C, H, W), vector (D,), signal (C, T)
+    latent: int  # K
+    classes: int | None = None  # of a classification task
+    targets: int | None = None  # T, of a regression or multi-label task
+
+    @property
+    def outputs(self) -> int:
+        """Numbers a head produces per row: one logit a class, or one value a target."""
+        return self.classes or self.targets or 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one (micro-)batch on one rank. Only `x` must be given; the rest has the defaults of unlabelled data."""
+
+    x: Tensor  # (B, *shapes.x) float
+    y: Tensor | None = None  # (B,) int64, UNLABELED = -1 | (B, T) float, NaN where unknown
+    labeled: Tensor | None = None  # (B,) bool, the one truth about who has a label
+    row: Tensor | None = None  # (B,) int64, position in the split
+    target: Tensor | None = None  # (B, *shapes.x), what l_X compares with: the clean x unless a transform says otherwise
+    uniform: Tensor | None = None  # (B,) bool, drawn uniformly from all rows; the others are extra labelled rows
+    weight_y: Tensor | None = None  # (B,) weight of the row in l_Y
+    soft: Tensor | None = None  # (B, C) class probabilities that replace y where given
+
+    def __post_init__(self) -> None:
+        rows, device = len(self.x), self.x.device
+        defaults = {
+            "y": lambda: torch.full((rows,), UNLABELED, device=device),
+            "labeled": lambda: known(self.y),
+            "row": lambda: torch.arange(rows, device=device),
+            "target": lambda: self.x,
+            "uniform": lambda: torch.ones(rows, dtype=torch.bool, device=device),
+            "weight_y": lambda: torch.ones(rows, dtype=self.x.dtype, device=device),
+        }
+        for name, default in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default())
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def known(y: Tensor) -> Tensor:
+    """(B,) bool: rows with a class, or with at least one known target."""
+    return y != UNLABELED if y.dim() == 1 else ~y.isnan().all(1)
+
+
+class Perturber(Protocol):
+    """What a Pass asks of a regularizer."""
+
+    layers: tuple[str, ...]
+
+    def perturb(self, h: Tensor, layer: str) -> Tensor: ...
+
+
+@dataclass
+class Pass:
+    """One walk through encoder and decoder. Each layer goes through `tap`, which perturbs, records and returns it."""
+
+    decoder: nn.Module | None = None
+    regularizers: Sequence[Perturber] = ()  # those that perturb in this pass
+    taps: dict[str, Tensor] = field(default_factory=dict)
+    labeled: Tensor | None = None  # (B,) bool
+    condition: Tensor | None = None  # (B, C), a label given to the decoder
+
+    def tap(self, h: Tensor, name: str) -> Tensor:
+        if name in self.taps:
+            raise ValueError(f"layer {name!r} was tapped twice in one pass; give each layer its own name")
+        for regularizer in self.regularizers:
+            if matches(name, regularizer.layers):
+                h = regularizer.perturb(h, name)
+        self.taps[name] = h
+        return h
+
+
+def matches(layer: str, patterns: Sequence[str]) -> bool:
+    """Whether a layer's name fits one of the patterns, as in `h1`, `h*` or `*`."""
+    return any(fnmatch.fnmatchcase(layer, pattern) for pattern in patterns)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass leaves for the terms of an objective."""
+
+    model: nn.Module
+    batch: Batch | None = None  # None for terms of parameters alone (Over.MODEL)
+    q: Distribution | None = None  # q(z|x~), batch shape (B,), event shape (K,)
+    draws: Tensor | None = None  # (S, B, K) reparametrised draws from q
+    p_x: Distribution | None = None  # p(x|z), batch shape (B,), event shape shapes.x; needs RECONSTRUCTION
+    p_y: Distribution | None = None  # p(y|z), batch shape (B,); needs PREDICTION
+    taps: Mapping[str, Tensor] = field(default_factory=dict)  # layers as the pass saw them: "input", "h1", ..., "code"
+    clean: Mapping[str, Tensor] = field(default_factory=dict)  # the same layers unperturbed; needs CLEAN
+    rebuilt: Mapping[str, Tensor] = field(default_factory=dict)  # the decoder's guess of each layer, where it makes any
+    view: Trace | None = None  # needs VIEW
+    teacher: Trace | None = None  # needs TEACHER; without gradient
+    decode: Callable[..., Distribution] | None = None  # decode(z (B, K), condition (B, C) | None) -> p(x|z)
+    predict: Callable[[Tensor], Distribution] | None = None  # predict(x) -> p(y|x): no noise, frozen statistics, differentiable
+    step_mean: Callable[[Tensor], Tensor] | None = None  # (B, *s) -> (*s), mean over every row of the step; needs STEP_MEAN
+
+    @property
+    def z(self) -> Tensor:
+        """(B, K), the first draw."""
+        return self.draws[0]
+
+    def layers(self, patterns: Sequence[str]) -> list[Tensor]:
+        """The layers whose names fit. An error when none does, because a term of nothing would pass unnoticed."""
+        found = [h for name, h in self.taps.items() if matches(name, patterns)]
+        if not found:
+            raise RecipeError(f"layers = {list(patterns)}: no layer of the model fits; it has {listing(self.taps, 'and')}.")
+        return found
