@@ -18,7 +18,7 @@ from ssl_ae.trace import Batch, Need, Over, Pass, Shapes, Trace
 if TYPE_CHECKING:
     from ssl_ae.resolve import Resolved
 
-ENGINE_OPTIONS = ("name", "weight", "warmup_steps", "layers")  # of a regularizer's entry: read by the engine
+ENGINE_OPTIONS = frozenset({"name"})  # keys of a component's entry that the engine reads itself
 
 
 class Config(BaseModel):
@@ -33,6 +33,7 @@ class Component(nn.Module):
     name: ClassVar[str]
     version: ClassVar[int] = 1  # raise it when stored weights or options change their meaning
     kind: ClassVar[str]
+    engine_options: ClassVar[frozenset[str]] = ENGINE_OPTIONS
     Config: ClassVar[type[Config]] = Config
 
     def __init__(self, config: Config, shapes: Shapes) -> None:
@@ -44,6 +45,11 @@ class Component(nn.Module):
         options = cls.Config
         if not (isinstance(options, type) and issubclass(options, Config)):
             raise PluginError(f"{cls.__module__}.{cls.__qualname__}.Config must be a subclass of ssl_ae.Config.")
+        taken = sorted(cls.engine_options & set(options.model_fields))
+        if taken:
+            raise PluginError(
+                f"{cls.__qualname__}.Config declares {', '.join(taken)}, which the engine reads itself. Give it another name."
+            )
 
     @classmethod
     def check(cls, config: Config, recipe: Resolved) -> Iterable[str]:
@@ -99,6 +105,7 @@ class Regularizer(Component):
     """
 
     kind = "regularizer"
+    engine_options = ENGINE_OPTIONS | {"weight", "warmup_steps", "layers"}
     over: ClassVar[Over] = Over.ROWS
     needs: ClassVar[frozenset[Need]] = frozenset()
     always: ClassVar[bool] = False
@@ -107,11 +114,6 @@ class Regularizer(Component):
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        taken = sorted(set(cls.Config.model_fields) & set(ENGINE_OPTIONS))
-        if taken:
-            raise PluginError(
-                f"{cls.__qualname__}.Config declares {', '.join(taken)}, which the engine reads itself; rename them."
-            )
         names = ("transform", "perturb", "penalty", "project")
         cls.verbs = frozenset(verb for verb in names if getattr(cls, verb) is not getattr(Regularizer, verb))
 

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl_ae.errors import RecipeError
+from ssl_ae.errors import RecipeError, Stopped
 
+LAUNCHER_OPTIONS = ("--nproc", "--max-restarts")
 TIMEOUT = timedelta(minutes=3)  # a rank that is silent for longer is gone
 
 
@@ -132,19 +133,32 @@ def without_sync(step: nn.Module, skip: bool) -> contextlib.AbstractContextManag
     return step.no_sync() if skip and isinstance(step, DistributedDataParallel) else contextlib.nullcontext()
 
 
-def launch(ranks: int) -> None:
-    """Run this very command on so many ranks of this machine, by torch's elastic launcher; leave with their exit code."""
+def launch(ranks: int, restarts: int = 0) -> None:
+    """Run this very command on so many ranks of this machine, by torch's elastic launcher; leave with their exit code.
+
+    When a rank dies, all are started again, `restarts` times at most; they go on from the last checkpoint. Raises Stopped
+    when the launcher itself is asked to stop.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    arguments, words = [], iter(sys.argv[1:])
-    for word in words:
-        if word == "--nproc":
-            next(words)
-        elif not word.startswith("--nproc="):
-            arguments.append(word)
+    options = ["--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
     try:
-        torchrun(["--standalone", "--nproc-per-node", str(ranks), "-m", "ssl_ae", *arguments])
+        torchrun([*options, "-m", "ssl_ae", *_without(sys.argv[1:], LAUNCHER_OPTIONS)])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+    except SignalException as error:
+        raise Stopped(f"{error}; every rank was asked to save its place. Run the same command to go on.") from error
+
+
+def _without(words: list[str], options: tuple[str, ...]) -> list[str]:
+    """The command line without these options and their values."""
+    kept, rest = [], iter(words)
+    for word in rest:
+        if word in options:
+            next(rest)
+        elif not word.startswith(tuple(f"{option}=" for option in options)):
+            kept.append(word)
+    return kept

@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 from sklearn import metrics
-from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from ssl_ae import files
 
@@ -34,6 +35,7 @@ DPI = 130
 MAX_COLUMNS = 10  # samples of a reconstruction figure
 MAX_SAMPLES = 40  # samples of a grid
 MAX_POINTS = 5_000  # rows of a latent map
+MAX_EMBEDDED = 1_500  # rows of one that t-SNE has to arrange: about 2 s
 MAX_NAMED = 20  # classes with a colour and a line in the legend
 MAX_CELL_TEXT = 30  # classes of a confusion matrix with numbers in its cells
 MAX_CHANNELS = 4  # channels of a signal
@@ -134,18 +136,19 @@ def confusion_matrix(path: Path, labels: np.ndarray, predictions: np.ndarray, cl
 
 
 def latent_map(path: Path, latents: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] = ()) -> Path:
-    """The latents (n, K) in the plane: as they are for K = 2, by PCA for K > 2, as a histogram for K = 1.
+    """The latents (n, K) in the plane: as they are for K = 2, by t-SNE for K > 2 (van der Maaten & Hinton 2008), as a histogram
+    for K = 1.
 
     Whole-number labels (n,) are classes, -1 unlabelled (grey). Floating labels (n,) or (n, T) are regression targets,
     NaN unlabelled: the first target, `class_names[0]`, is the colour, and the height where K = 1. More than 5,000 rows
-    are drawn from with a fixed seed; labelled rows fill at least half of the places while they last, for they are few.
+    (1,500 for t-SNE) are drawn from with a fixed seed; labelled rows fill at least half of the places while they last, for they are few.
     """
     latents = np.asarray(latents)
     labels = np.full(len(latents), -1) if labels is None else np.asarray(labels)
     regression = np.issubdtype(labels.dtype, np.floating)
     labels = labels.reshape(len(latents), -1)[:, 0]
     known = np.isfinite(labels) if regression else labels >= 0
-    chosen = _chosen_rows(known)
+    chosen = _chosen_rows(known, MAX_POINTS if latents.shape[1] <= 2 else MAX_EMBEDDED)
     labels, shown = labels[chosen], known[chosen]
     points, axis_names = _plane(latents[chosen])
     target = str(class_names[0]) if len(class_names) else "target"
@@ -329,11 +332,11 @@ def _write_cells(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if share > 0.55 else INK)
 
 
-def _chosen_rows(known: np.ndarray) -> np.ndarray:
-    """Positions of at most 5,000 rows, unlabelled ones first, else in an order that hides no class behind another."""
+def _chosen_rows(known: np.ndarray, limit: int) -> np.ndarray:
+    """Positions of at most `limit` rows, unlabelled ones first, else in an order that hides no class behind another."""
     draw = np.random.default_rng(0)
     labelled, unlabelled = draw.permutation(np.flatnonzero(known)), draw.permutation(np.flatnonzero(~known))
-    places = min(len(known), MAX_POINTS)
+    places = min(len(known), limit)
     share = round(places * len(labelled) / max(len(known), 1))
     count = min(len(labelled), max(share, places // 2))
     return np.concatenate([unlabelled[: places - count], labelled[:count]])
@@ -343,10 +346,13 @@ def _plane(z: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """(n, K) -> (n, min(K, 2)) and the name of each axis."""
     if z.shape[1] <= 2:
         return z, [f"z{index}" for index in range(1, z.shape[1] + 1)]
-    with np.errstate(invalid="ignore"):  # a collapsed code has no variance to explain: 0 / 0
-        pca = PCA(n_components=2, svd_solver="full").fit(z)
-    shares = np.nan_to_num(pca.explained_variance_ratio_)
-    return pca.transform(z), [f"principal component {n} ({share:.1%} of the variance)" for n, share in enumerate(shares, 1)]
+    names = ["t-SNE 1", "t-SNE 2"]
+    spread = float(z.std())
+    if len(z) < 4 or spread == 0.0:  # too few to have neighbours, or a collapsed code: nothing to arrange
+        return z[:, :2], ["z1", "z2"]
+    with threadpool_limits(1):  # on cores that others use too, its threads wait for each other more than they work
+        tsne = TSNE(init="random", perplexity=min(30, (len(z) - 1) / 3), max_iter=500, random_state=0)
+        return tsne.fit_transform(z / spread), names
 
 
 def _draw_classes(axes: Axes, points: np.ndarray, labels: np.ndarray, known: np.ndarray, names: Sequence[str]) -> None:

@@ -35,9 +35,9 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SslAeError(f"cannot create the folder {path}: {error.strerror}. Choose another place with --out.") from error
+        raise SslAeError(f"cannot create the folder {path}: {error.strerror}. Choose another place for it.") from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise SslAeError(f"the folder {path} is not writable. Change its permissions or choose another with --out.")
+        raise SslAeError(f"the folder {path} is not writable. Change its permissions or choose another place.")
     return path
 
 

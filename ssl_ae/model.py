@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,11 +12,12 @@ from torch.distributions import Distribution
 
 from ssl_ae.components import Decoder, Encoder, Head, Regularizer, TableHead
 from ssl_ae.latent import Point
-from ssl_ae.objective import StepMeans
 from ssl_ae.resolve import Resolved
 from ssl_ae.trace import Batch, Need, Pass, Shapes, Trace
 
 CODE = "code"  # the name under which the drawn code is tapped
+
+Means = Callable[[Tensor, Tensor], Tensor]  # values (B, *s), uniform (B,) bool -> their mean over the step, (*s)
 
 
 class Model(nn.Module):
@@ -36,7 +37,7 @@ class Model(nn.Module):
         self.samples = samples
 
     def forward(
-        self, batch: Batch, needs: frozenset[Need] = frozenset(), means: StepMeans | None = None, teacher: Model | None = None
+        self, batch: Batch, needs: frozenset[Need] = frozenset(), means: Means | None = None, teacher: Model | None = None
     ) -> Trace:
         """One pass over a batch, with every further pass that a term needs. Raises ValueError for a layer tapped twice."""
         x = batch.x.detach().requires_grad_() if Need.INPUT_GRAD in needs else batch.x
@@ -75,7 +76,7 @@ class Model(nn.Module):
         """Those that perturb now: all of them while training, else only those that change what the input is."""
         return [r for r in self.regularizers if "perturb" in r.verbs and (r.always or (self.training and not always))]
 
-    def _walk(self, batch: Batch, perturbers: Sequence[Regularizer], needs: frozenset[Need], means: StepMeans | None) -> Trace:
+    def _walk(self, batch: Batch, perturbers: Sequence[Regularizer], needs: frozenset[Need], means: Means | None) -> Trace:
         run = Pass(self.decoder, perturbers, labeled=batch.labeled)
         q = self.encoder(run.tap(batch.x, "input"), run)
         encoded = dict(run.taps)

@@ -47,7 +47,8 @@ class Term:
         if self.over in (Over.ROWS, Over.LABELED):
             if value.shape != (len(trace.batch),):
                 raise RecipeError(
-                    f"term {self.name!r} returned shape {tuple(value.shape)}; averaged over {self.over}, it must give one value a row, (B,)."
+                    f"term {self.name!r} returned shape {tuple(value.shape)}; "
+                    f"averaged over {self.over}, it must give one value a row, (B,)."
                 )
             mask = trace.batch.uniform if self.over is Over.ROWS else trace.batch.labeled
             value = value.where(mask, 0.0)
@@ -84,6 +85,11 @@ class Objective:
     def of_parameters(self) -> Objective:
         """The terms of parameters alone: added once a step, after the ranks have summed their gradients."""
         return Objective(tuple(term for term in self.terms if term.over is Over.MODEL))
+
+    @property
+    def of_step_means(self) -> Objective:
+        """The terms that take a mean over the whole step."""
+        return Objective(tuple(term for term in self.terms if Need.STEP_MEAN in term.needs))
 
     def shares(self, trace: Trace, rows: Mapping[Over, Tensor]) -> Tensor:
         """(terms,) unweighted parts of each term's global mean."""

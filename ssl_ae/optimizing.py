@@ -22,7 +22,13 @@ def build_optimizer(options: recipes.Optimizer, parameters: Sequence[nn.Paramete
     ]
     groups = [group for group in groups if group["params"]]
     if options.name == "sgd":
-        return SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)
+        sgd = SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)
+        if (
+            options.momentum
+        ):  # torch leaves the buffers uninitialised when the very first step is skipped; zeros give the same first step
+            for parameter in parameters:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     return {"adam": Adam, "adamw": AdamW}[options.name](groups, lr=options.lr, betas=options.betas, fused=True)
 
 
@@ -70,7 +76,8 @@ class Watch:
         )
         raise NonFiniteError(
             f"step {step}, phase {phase!r}: {self.limit} steps in a row had a gradient that is not finite; {cause}. "
-            "Those updates were skipped and the last good checkpoint is kept. Lower optimizer.lr, set clip_norm, or use precision: fp32."
+            "Those updates were skipped and the last good checkpoint is kept. "
+            "Lower optimizer.lr, set clip_norm, or use precision: fp32."
         )
 
     def state(self) -> dict[str, Tensor]:

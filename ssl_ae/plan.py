@@ -47,7 +47,14 @@ class Plan:
 
     def epoch_end(self, epoch: int) -> int:
         """The step at which so many passes are complete (of each phase in turn, where the plan is a sequence)."""
-        return math.ceil(Fraction(epoch * self.rows, self.batch)) * (len(self.phases) if self.rotate else 1)
+        if self.rotate:
+            return self._passes(epoch) * len(self.phases)
+        phases, epochs = divmod(epoch, self.epochs)
+        return phases * self._passes(self.epochs) + self._passes(epochs)
+
+    def _passes(self, count: int) -> int:
+        """Steps of one phase that see every row so many times."""
+        return math.ceil(Fraction(count * self.rows, self.batch))
 
     def at(self, step: int) -> tuple[int, int]:
         """Which phase makes this step, and how many it has made before."""

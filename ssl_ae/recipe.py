@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ssl_ae.errors import RecipeError, did_you_mean, listing
 
@@ -19,6 +19,16 @@ Mode = Literal["sequential", "joint", "alternate", "end-to-end"]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def either(text: Any, section: type[Section], expected: str) -> Any:
+    """A field that is a text of some type or a section: by what is given, so that only one of them complains."""
+
+    def kind(given: Any) -> str | None:
+        return "<text>" if isinstance(given, str) else "<section>" if isinstance(given, (dict, section)) else None
+
+    members = Annotated[text, Tag("<text>")] | Annotated[section, Tag("<section>")]
+    return Annotated[members, Discriminator(kind, "either", f"expected {expected}")]
 
 
 class ComponentEntry(BaseModel):
@@ -36,6 +46,9 @@ class RegularizerEntry(ComponentEntry):
     weight: float = Field(1.0, ge=0, description="factor of the penalty")
     warmup_steps: int = Field(0, ge=0, description="steps over which the weight grows linearly from 0")
     layers: tuple[str, ...] | None = Field(None, description="names of layers it acts on, `h*` for all hidden ones")
+
+
+LABELS = "{per_class: N} or {total: N}, all, or a CSV or Parquet file of key,label"
 
 
 class LabelBudget(Section):
@@ -57,9 +70,7 @@ class Data(Section):
     source: str | None = Field(
         None, description="packed into `path` on first use: a path, or the name of a data set such as digits"
     )
-    labels: LabelBudget | str = Field(
-        "all", description="{per_class: N} or {total: N}, all, or a CSV or Parquet file of key,label"
-    )
+    labels: either(str, LabelBudget, LABELS) = Field("all", description=LABELS)
     residency: Literal["auto", "resident", "stream"] = Field(
         "auto", description="resident: decoded in memory; stream: read as needed"
     )
@@ -144,9 +155,9 @@ class Recipe(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: Literal["auto", True, False] = Field("auto", description="torch.compile; auto is off on CPUs, where it buys nothing")
-    stages: tuple[StageName | Stage, ...] = Field(
+    stages: tuple[either(StageName, Stage, "the name of a stage, or {stage: NAME, set: {KEY: VALUE}}"), ...] = Field(
         ("pretrain", "extract", "finetune", "evaluate"),
-        description="what `ssl-ae run` does, in order; {stage: finetune, set: {finetune.mode: joint}} changes fields for one stage",
+        description="what `ssl-ae run` does; {stage: finetune, set: {finetune.mode: joint}} changes fields for one stage",
     )
     components: dict[str, dict[str, Any]] | None = Field(
         None, description="written by ssl-ae: versions of what the run was made with"
@@ -184,7 +195,7 @@ def explain(error: ValidationError, model: type[BaseModel], source: str, place: 
     """One line for each thing wrong: `source: place = value: expected ...`."""
     lines = []
     for item in error.errors():
-        location = [part for part in item["loc"] if not (isinstance(part, str) and part in _UNION_TAGS)]
+        location = [part for part in item["loc"] if part not in ("<text>", "<section>")]
         name = ".".join([place, *map(str, location)] if place else [str(part) for part in location])
         given = "" if item["type"] == "missing" else f" = {_shown(item['input'])}"
         if item["type"] == "extra_forbidden":
@@ -213,9 +224,6 @@ def with_fields(recipe: Recipe, fields: dict[str, Any], source: str = "recipe") 
 
 def to_yaml(tree: dict[str, Any]) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
-
-
-_UNION_TAGS = {"LabelBudget", "Stage", "str"}  # pydantic names the member of a union that it tried; the user wrote no such key
 
 
 def _override(tree: dict[str, Any], text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -18,6 +19,7 @@ from ssl_ae.errors import PluginError, did_you_mean, listing
 
 GROUP = "ssl_ae"
 ALLOW_LIST = "SSL_AE_PLUGINS"
+NAME = re.compile(r"[a-z][a-z0-9_-]*")  # of a component; capitals would make two names that read alike
 KINDS: dict[str, tuple[type, ...]] = {
     "encoder": (Encoder,),
     "decoder": (Decoder,),
@@ -89,7 +91,7 @@ class Registry:
             try:
                 registry._register(plugin, point.load())
             except Exception as error:  # whatever a stranger's module does when imported, the other plugins go on
-                plugin.status, plugin.reason = "broken", f"{type(error).__name__}: {error}".strip()
+                plugin.status, plugin.reason = "broken", f"{type(error).__name__}: {error}"
         for name in sorted((allowed or set()) - set(registry.plugins)):
             raise PluginError(
                 f"{ALLOW_LIST} names {name!r}, which is not installed; installed: {listing(registry.plugins, 'and')}."
@@ -101,7 +103,10 @@ class Registry:
         """Register a module or object with hook implementations by hand. Raises PluginError when it breaks the contract."""
         plugin = Plugin(name, distribution, version)
         self._claim(plugin)
-        self._register(plugin, module)
+        try:
+            self._register(plugin, module)
+        except Exception as error:
+            raise PluginError(f"plugin {plugin.name!r} ({plugin.origin}): {error}") from error
 
     def of_kind(self, kind: str) -> Iterator[Entry]:
         return (entry for entry in self.entries if entry.kind == kind)
@@ -122,7 +127,8 @@ class Registry:
         if owner is not None and owner.status != "loaded":
             raise PluginError(f"{place}plugin {owner.name!r} ({owner.origin}) is {owner.status}: {owner.reason}.")
         names = sorted({entry.cls.name for entry in self.of_kind(kind)})
-        message = f"{place}there is no {kind} of this name; installed: {listing(names, 'and')}." + did_you_mean(name, names)
+        near = [entry.full_name for entry in self.of_kind(kind)] if "/" in name else names
+        message = f"{place}there is no {kind} of this name; installed: {listing(names, 'and')}." + did_you_mean(name, near)
         broken = [f"{plugin.name} ({plugin.reason})" for plugin in self.plugins.values() if plugin.status == "broken"]
         if broken:
             message += f" Broken plugins, one of which may hold it: {', '.join(broken)}."
@@ -144,13 +150,16 @@ class Registry:
         self.plugins[plugin.name] = plugin
 
     def _register(self, plugin: Plugin, module: ModuleType | Any) -> None:
-        self._manager.register(module, name=plugin.name)
         try:
+            self._manager.register(module, name=plugin.name)
             self._manager.check_pending()
             entries = [entry for kind in KINDS for entry in self._collect(plugin, kind)]
-        except Exception as error:
-            self._manager.unregister(name=plugin.name)
-            raise PluginError(f"plugin {plugin.name!r} ({plugin.origin}): {error}") from error
+            if not entries:
+                raise PluginError("it offers no component; put @ssl_ae.hookimpl above each of its hooks")
+        except Exception:
+            if self._manager.has_plugin(plugin.name):
+                self._manager.unregister(name=plugin.name)
+            raise
         self.entries.extend(entries)
 
     def _collect(self, plugin: Plugin, kind: str) -> Iterator[Entry]:
@@ -164,8 +173,8 @@ class Registry:
                 if not (isinstance(cls, type) and issubclass(cls, KINDS[kind])):
                     raise PluginError(f"ssl_ae_{kind}s returned {cls!r}, which is no subclass of {bases}")
                 name = getattr(cls, "name", None)
-                if not isinstance(name, str) or not name or "/" in name:
-                    raise PluginError(f"{cls.__qualname__}.name = {name!r}: expected a text without a slash")
+                if not isinstance(name, str) or not NAME.fullmatch(name):
+                    raise PluginError(f"{cls.__qualname__}.name = {name!r}: expected lower-case letters, digits, _ and -")
                 if name in seen:
                     raise PluginError(f"ssl_ae_{kind}s returned two classes named {name!r}")
                 seen.add(name)

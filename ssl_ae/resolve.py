@@ -147,10 +147,8 @@ def _complaints(resolved: Resolved) -> Iterator[str]:
         )
     for i, part in enumerate(resolved.regularizers):
         place = f"model.regularizers.{i} ({part.full_name})"
-        given = resolved.recipe.model.regularizers[i].model_fields_set
-        unused = sorted({"weight", "warmup_steps"} & given) if "penalty" not in part.cls.verbs else []
-        if unused:
-            yield f"{place}: {listing(unused, 'and')} has no effect, because it has no penalty. Remove it."
+        if "penalty" not in part.cls.verbs and (part.weight, part.warmup_steps) != (1.0, 0):
+            yield f"{place}: weight and warmup_steps have no effect, because it has no penalty. Remove them."
         if Need.TEACHER in part.cls.needs and resolved.recipe.finetune.ema is None:
             yield f"{place} needs a teacher, the averaged model. Set finetune.ema, for example 0.99."
     y = resolved.card.y

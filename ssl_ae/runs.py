@@ -25,10 +25,16 @@ CARD = "card.json"
 LOCK = ".lock"
 HOLDER = ".lock-holder.json"
 
+State = Literal["new", "resume", "done"]
+
 
 @contextlib.contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Be the only writer of a run folder. Raises CheckpointError that names the holder. The lock dies with its process."""
+    """Be the only writer of a run folder. Raises CheckpointError that names the holder. The lock dies with its process.
+
+    A folder that was made for the lock and got nothing else, because the stage refused its input, is removed again.
+    """
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
     files.make_folder(run)
     held = FileLock(run / LOCK, timeout=0)
     try:
@@ -42,7 +48,12 @@ def lock(run: Path) -> Iterator[None]:
         yield
     finally:
         (run / HOLDER).unlink(missing_ok=True)
+        if made and [path.name for path in run.iterdir()] == [LOCK]:
+            (run / LOCK).unlink()
         held.release()
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for folder in made:
+                folder.rmdir()
 
 
 def _holder(run: Path) -> str:
@@ -75,11 +86,9 @@ class StageFolder:
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointError(f"{self.path / STAGE} cannot be read: {error}. Start the stage over with --restart.") from error
 
-    def begin(self, fields: dict[str, Any], restart: bool = False) -> Literal["new", "resume", "done"]:
-        """Claim the folder for these inputs. Raises CheckpointError with a diff when it was made from others."""
-        if restart:
-            shutil.rmtree(self.path, ignore_errors=True)
-        record = self.record()
+    def state(self, fields: dict[str, Any], restart: bool = False) -> State:
+        """What `begin` would find. Raises CheckpointError with a diff when the folder was made from other inputs."""
+        record = {} if restart else self.record()
         fields = files.plain(fields)
         if record and record["fields"] != fields:
             raise CheckpointError(
@@ -88,9 +97,17 @@ class StageFolder:
             )
         if record:
             return "done" if record["status"] == "done" else "resume"
-        files.make_folder(self.path)
-        self._write(fields, "unfinished")
         return "new"
+
+    def begin(self, fields: dict[str, Any], restart: bool = False) -> State:
+        """Claim the folder for these inputs; `restart` throws away what is there. Raises as `state` does."""
+        state = self.state(fields, restart)
+        if restart:
+            shutil.rmtree(self.path, ignore_errors=True)
+        if state == "new":
+            files.make_folder(self.path)
+            self._write(files.plain(fields), "unfinished")
+        return state
 
     def finish(self, metrics: dict[str, float]) -> None:
         files.write_json(self.path / METRICS, metrics)

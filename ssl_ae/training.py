@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,6 +24,7 @@ from ssl_ae.model import Model
 from ssl_ae.objective import Objective, StepMeans, count_rows
 from ssl_ae.optimizing import Watch, build_optimizer, build_schedule
 from ssl_ae.plan import Phase, Plan
+from ssl_ae.randomness import seed_draws, seed_of
 from ssl_ae.recipe import Training
 from ssl_ae.trace import Batch, Need, Over, Trace, matches
 
@@ -39,9 +39,11 @@ class Step(nn.Module):
 
     def forward(self, batch: Batch, rows: Mapping[Over, Tensor], means: StepMeans | None) -> Tensor:
         """(terms,) unweighted shares of this micro-batch."""
-        if means is not None:
-            means.begin()
-        return self.objective.shares(self.model(batch, self.objective.needs, means, self._teacher[0]), rows)
+        trace = self.model(batch, self.objective.needs, means, self._teacher[0])
+        if means is None:
+            return self.objective.shares(trace, rows)
+        means.begin()
+        return (self.objective.of_step_means if means.collecting else self.objective).shares(trace, rows)
 
 
 @dataclass
@@ -55,6 +57,7 @@ class PhaseRun:
     step: nn.Module
     shares: Tensor  # (terms,) summed since the last reading, on the device
     steps: Tensor  # () steps in `shares`: those that were not skipped
+    watch: Watch
 
     @property
     def terms(self) -> list[str]:
@@ -105,7 +108,6 @@ class Trainer:
         self.seed, self.device, self.bf16 = seed, device, bf16
         self.validate, self.save, self.listener = validate, save, listener or Listener()
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema)) if training.ema else None
-        self.watch = Watch(training.max_nonfinite_steps, device)
         self.progress = Progress()
         self.step_on_device = torch.zeros((), dtype=torch.int64, device=device)
         self.generator = torch.Generator(device)
@@ -120,6 +122,8 @@ class Trainer:
 
     def run(self) -> Progress:
         """Train to the plan's end, or to early stopping. Raises Stopped after saving, NonFiniteError."""
+        if self._patience_is_over():  # it was killed after its last checkpoint
+            return self.progress
         last = self.plan.steps
         requests = ((self.runs[phase].phase.draw, k) for phase, k in map(self.plan.at, range(self.progress.step, last)))
         ends = {self.plan.epoch_end(epoch): epoch for epoch in range(1, self._epochs() + 1)}
@@ -133,7 +137,7 @@ class Trainer:
                 self.listener.stepped(step + 1, run.phase.draw.uniform + run.phase.draw.labeled)
                 reading = (step + 1) % self.training.log_every == 0
                 if reading or step + 1 in ends:
-                    self._read(run)
+                    self._read()
                 if step + 1 in ends and self._end_epoch(ends[step + 1]):
                     break
                 # ranks must leave at one step; agreeing costs a wait, so several ranks do it when they wait anyway
@@ -145,16 +149,16 @@ class Trainer:
     def make_step(self, run: PhaseRun, batches: Sequence[Batch]) -> None:
         """One optimizer step over micro-batches. The host never waits for the device here."""
         self._enter(run)
-        seed = int(np.random.SeedSequence([self.seed, self.progress.step, distributed.rank()]).generate_state(1, np.uint64)[0])
-        self.generator.manual_seed(seed >> 1)
+        seed = seed_of(self.seed, self.progress.step, distributed.rank())
+        self.generator.manual_seed(seed)
         batches = [self._transformed(batch) for batch in batches]
         rows = count_rows(batches)  # the one place that decides the divisor
         objective = run.phase.objective.of_data
         means = StepMeans(rows, several=len(batches) > 1) if Need.STEP_MEAN in objective.needs else None
         if means is not None and len(batches) > 1:
-            torch.manual_seed(seed)
+            seed_draws(seed, self.device)
             self._collect(run, batches, rows, means)
-        torch.manual_seed(seed)
+        seed_draws(seed, self.device)
         run.optimizer.zero_grad(set_to_none=True)
         shares = torch.zeros(len(objective.terms), device=self.device)
         for i, batch in enumerate(batches):
@@ -192,14 +196,15 @@ class Trainer:
                     regularizer.project(self.model)
         if self.average is not None:
             self.average.update_parameters(self.model)
-        self.watch.see(found, shares, self.step_on_device)
+        run.watch.see(found, shares, self.step_on_device)
         run.shares += torch.where(found, 0.0, shares)
         run.steps += ~found
 
     def _collect(self, run: PhaseRun, batches: Sequence[Batch], rows: Mapping[Over, Tensor], means: StepMeans) -> None:
         """A first pass that only sums what the terms take means of."""
         means.collecting = True
-        with torch.no_grad(), self._autocast():
+        needs = run.phase.objective.of_step_means.needs
+        with torch.set_grad_enabled(Need.INPUT_GRAD in needs), self._autocast():
             for batch in batches:
                 distributed.on_this_rank(run.step)(batch, rows, means)
         means.finish_collecting()
@@ -226,6 +231,7 @@ class Trainer:
             step=distributed.parallel(step),
             shares=torch.zeros(terms, device=self.device),
             steps=torch.zeros((), device=self.device),
+            watch=Watch(self.training.max_nonfinite_steps, self.device),
         )
 
     def _select(self, phase: Phase) -> list[nn.Parameter]:
@@ -246,46 +252,52 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
-    def _read(self, run: PhaseRun) -> None:
+    def _read(self) -> None:
         """The one place that waits for the device: sums over ranks, told to the listener, checked for non-finite steps."""
-        suspect = distributed.max_over_ranks(self.watch.suspect.clone())
+        skipped = sum(int(each.watch.skipped) for each in self.runs)
         for each in self.runs:
             steps = int(each.steps)
             if steps:
                 sums = distributed.sum_over_ranks(each.shares.double()) / steps
                 values = {f"train/{name}": float(value) for name, value in zip(each.terms, sums, strict=True)}
                 values["train/lr"] = each.optimizer.param_groups[0]["lr"]
-                if int(self.watch.skipped):
-                    values["train/skipped_steps"] = float(self.watch.skipped)
+                if skipped:
+                    values["train/skipped_steps"] = float(skipped)
                 self.progress.history.append({"step": self.progress.step, **values})
                 self.listener.measured(self.progress.step, values)
             each.shares.zero_()
             each.steps.zero_()
-        self.watch.check(run.phase.name, run.terms, int(suspect))
+        for each in self.runs:
+            suspect = distributed.max_over_ranks(each.watch.suspect.clone())
+            each.watch.check(each.phase.name, each.terms, int(suspect))
 
     def _end_epoch(self, epoch: int) -> bool:
         """Validate, save; True when early stopping says enough."""
         values = {f"val/{name}": value for name, value in self.validate(self.result).items()}
         self.progress.epoch = epoch
         self.progress.history.append({"step": self.progress.step, **values})
-        stop = self._patience_is_over(epoch, values)
+        self._note_the_best(values)
         self.listener.epoch_ended(epoch, self.progress.step, values)
         self.save(self.checkpoint())
-        return stop
+        return self._patience_is_over()
 
-    def _patience_is_over(self, epoch: int, values: dict[str, float]) -> bool:
+    def _note_the_best(self, values: dict[str, float]) -> None:
         early = self.training.early_stopping
         if early is None:
-            return False
+            return
         value = values.get(early.metric)
         if value is None:
             raise RecipeError(
-                f"early_stopping.metric = {early.metric}: this stage measures {listing(values, 'and')}.{did_you_mean(early.metric, values)}"
+                f"early_stopping.metric = {early.metric}: this stage measures {listing(values, 'and')}."
+                + did_you_mean(early.metric, values)
             )
         value = -value if early.metric.endswith("accuracy") else value
         if self.progress.best is None or value < self.progress.best:
-            self.progress.best, self.progress.best_epoch = value, epoch
-        return epoch - self.progress.best_epoch >= early.patience
+            self.progress.best, self.progress.best_epoch = value, self.progress.epoch
+
+    def _patience_is_over(self) -> bool:
+        early = self.training.early_stopping
+        return early is not None and self.progress.epoch - self.progress.best_epoch >= early.patience
 
     def _epochs(self) -> int:
         return self.plan.epochs * (1 if self.plan.rotate else len(self.plan.phases))
@@ -295,7 +307,7 @@ class Trainer:
             "optimizers": [run.optimizer.state_dict() for run in self.runs],
             "schedules": [run.schedule.state_dict() for run in self.runs],
             "sums": [{"shares": run.shares, "steps": run.steps} for run in self.runs],
-            "watch": self.watch.state(),
+            "watches": [run.watch.state() for run in self.runs],
             "average": self.average.state_dict() if self.average else {},
         }
         return Checkpoint(self.model.state_dict(), state, dict(vars(self.progress)))
@@ -303,16 +315,17 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same plan and model."""
         self.model.load_state_dict(checkpoint.weights)
-        for run, optimizer, schedule, sums in zip(
-            self.runs, checkpoint.state["optimizers"], checkpoint.state["schedules"], checkpoint.state["sums"], strict=True
+        state = checkpoint.state
+        for run, optimizer, schedule, sums, watch in zip(
+            self.runs, state["optimizers"], state["schedules"], state["sums"], state["watches"], strict=True
         ):
             run.optimizer.load_state_dict(optimizer)
             run.schedule.load_state_dict(schedule)
             run.shares.copy_(sums["shares"])
             run.steps.copy_(sums["steps"])
-        self.watch.load(checkpoint.state["watch"])
+            run.watch.load(watch)
         if self.average is not None:
-            self.average.load_state_dict(checkpoint.state["average"])
+            self.average.load_state_dict(state["average"])
         self.progress = Progress(**checkpoint.progress)
         self.step_on_device.fill_(self.progress.step)
 
@@ -323,7 +336,7 @@ def micro_batches(batch: Batch, count: int) -> list[Batch]:
         return [batch]
     fields = vars(batch)
     parts = [Batch(**{name: None if value is None else value[i::count] for name, value in fields.items()}) for i in range(count)]
-    return [part for part in parts if len(part)]
+    return [part for part in parts if len(part)] or [batch]  # a rank without rows still takes part in the reduction
 
 
 @contextmanager

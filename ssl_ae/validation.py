@@ -9,7 +9,8 @@ from torch.distributions import Distribution
 from ssl_ae.data.loading import Feed
 from ssl_ae.distributed import sum_over_ranks
 from ssl_ae.model import Model, frozen
-from ssl_ae.objective import Objective, StepMeans
+from ssl_ae.objective import Objective
+from ssl_ae.randomness import seed_draws
 from ssl_ae.trace import Batch, Need, Over
 
 SEED = 1_234_567  # draws of z in validation: the same at every epoch, so that curves compare
@@ -25,24 +26,25 @@ def validate(model: Model, objective: Objective, feed: Feed) -> dict[str, float]
     data = Objective(tuple(term for term in data.terms if not term.needs & {Need.TEACHER, Need.VIEW}))
     totals = torch.zeros(len(data.terms), dtype=torch.float64)
     counts = torch.zeros(len(data.terms), dtype=torch.float64)
-    human: dict[str, Tensor] = {}
+    human = {
+        name: torch.zeros(2, dtype=torch.float64) for name in ("accuracy", "mse", "rmse")
+    }  # ranks must agree on what they sum
     with frozen(model), torch.random.fork_rng(devices=_devices(feed)), torch.set_grad_enabled(Need.INPUT_GRAD in needs):
-        torch.manual_seed(SEED)
+        seed_draws(SEED, feed.device)
         for batch in feed.in_order(BATCH_ROWS):
             rows = _local_rows(batch)
-            means = StepMeans(rows, several=False) if Need.STEP_MEAN in needs else None
-            trace = model(batch, needs, means)
+            trace = model(batch, needs, _mean_of_batch)
             size = torch.stack([_weight_of(term.over, batch) for term in data.terms])
             totals += (data.shares(trace, rows).detach().double() * size.double()).cpu()
             counts += size.double().cpu()
             for name, value in _human(trace.p_x, trace.p_y, batch).items():
-                human[name] = human.get(name, 0) + value.double().cpu()
+                human[name] += value.double().cpu()
     totals, counts = sum_over_ranks(totals), sum_over_ranks(counts)
     means_of_terms = totals / counts.clamp_min(1)
     values = {term.name: float(value) for term, value in zip(data.terms, means_of_terms, strict=True)}
     values["loss"] = float(data.weigh(means_of_terms, step))
-    for name in sorted(human):
-        total, count = sum_over_ranks(human[name]).tolist()
+    for name, sums in human.items():
+        total, count = sum_over_ranks(sums).tolist()
         if count:
             values[name] = (total / count) ** 0.5 if name == "rmse" else total / count
     return values
@@ -62,6 +64,11 @@ def _human(p_x: Distribution | None, p_y: Distribution | None, batch: Batch) -> 
         squares = (p_y.mean - batch.y.where(there, 0.0)).square().where(there, 0.0)
         values["rmse"] = torch.stack([squares.sum(), there.sum()])
     return {name: value.detach() for name, value in values.items()}
+
+
+def _mean_of_batch(value: Tensor, uniform: Tensor) -> Tensor:
+    """Terms of a step's mean take the mean of a validation batch: ranks may have different numbers of them."""
+    return value.mean(0)
 
 
 def _local_rows(batch: Batch) -> dict[Over, Tensor]:

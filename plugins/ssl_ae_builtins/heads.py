@@ -35,7 +35,12 @@ class TargetUnits(nn.Module):
     def forward(self, raw: Tensor) -> Distribution:
         """raw (B, T) in standard deviations -> N over targets, event shape (T,)."""
         std = (nn.functional.softplus(self.raw_std) + 1e-3) * self.std
-        return Independent(Normal(self.mean + raw.float() * self.std, std, validate_args=False), 1, validate_args=False)
+        return Independent(Normal(self.mean + at_least_float32(raw) * self.std, std, validate_args=False), 1, validate_args=False)
+
+
+def at_least_float32(raw: Tensor) -> Tensor:
+    """Densities lose too much in bf16."""
+    return raw.to(torch.promote_types(raw.dtype, torch.float32))
 
 
 def output_of(shapes: ssl_ae.Shapes) -> TargetUnits | None:
@@ -53,7 +58,7 @@ class Softmax(ssl_ae.Head):
 
     def forward(self, features: Tensor) -> Distribution:
         """(B, K) -> Categorical over classes, (B,)."""
-        return Categorical(logits=self.linear(features).float(), validate_args=False)
+        return Categorical(logits=at_least_float32(self.linear(features)), validate_args=False)
 
 
 class Mlp(ssl_ae.Head):
@@ -80,7 +85,7 @@ class Mlp(ssl_ae.Head):
     def forward(self, features: Tensor) -> Distribution:
         """(B, K) -> Categorical over classes, or Normal over targets."""
         raw = self.layers(features)
-        return Categorical(logits=raw.float(), validate_args=False) if self.units is None else self.units(raw)
+        return Categorical(logits=at_least_float32(raw), validate_args=False) if self.units is None else self.units(raw)
 
 
 class Gaussian(ssl_ae.Head):
@@ -113,4 +118,4 @@ class BernoulliHead(ssl_ae.Head):
 
     def forward(self, features: Tensor) -> Distribution:
         """(B, K) -> Bernoulli over targets, event shape (T,)."""
-        return Independent(Bernoulli(logits=self.linear(features).float(), validate_args=False), 1, validate_args=False)
+        return Independent(Bernoulli(logits=at_least_float32(self.linear(features)), validate_args=False), 1, validate_args=False)

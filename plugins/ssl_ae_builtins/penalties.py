@@ -56,5 +56,6 @@ class Kl(ssl_ae.Regularizer):
         if encoder.cls.posterior(encoder.config) != "point":
             return []
         return [
-            f"kl needs a random posterior, but encoder {encoder.full_name} returns Point. Set model.encoder.posterior: diag, or remove kl."
+            f"kl needs a random posterior, but encoder {encoder.full_name} returns Point. "
+            "Set model.encoder.posterior: diag, or remove kl."
         ]

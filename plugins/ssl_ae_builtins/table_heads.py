@@ -62,7 +62,6 @@ class Knn(ssl_ae.TableHead):
         known = y != ssl_ae.UNLABELED
         self.keep("z", z[known].float())
         self.keep("y", y[known])
-        self._index = None
 
     def predict(self, z: Tensor) -> Distribution:
         """(B, K) -> Categorical, (B,)."""
@@ -74,7 +73,9 @@ class Knn(ssl_ae.TableHead):
     def _neighbours(self):
         from sklearn.neighbors import NearestNeighbors
 
-        if getattr(self, "_index", None) is None:  # built on the first prediction of a fitted or loaded head
+        rows, index = getattr(self, "_index", (None, None))
+        if rows is not self.z:  # the first prediction since the head was fitted or loaded
             k = min(self.config.k, len(self.y))
-            self._index = NearestNeighbors(n_neighbors=k, metric=self.config.metric).fit(self.z.cpu().numpy())
-        return self._index
+            index = NearestNeighbors(n_neighbors=k, metric=self.config.metric).fit(self.z.cpu().numpy())
+            self._index = self.z, index
+        return index

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ssl_ae.cli.options import Json, finish, print_json, reporter
-from ssl_ae.errors import DataError, RecipeError
+from ssl_ae.errors import DataError, RecipeError, did_you_mean, listing
 
 app = typer.Typer(
     help="Data sets: pack any source into shards, look into them, list them.", no_args_is_help=True, rich_markup_mode=None
@@ -52,7 +52,7 @@ def pack(
     from ssl_ae.stages.outcome import Outcome
 
     if task is not None and task not in TASKS:
-        raise RecipeError(f"--task {task}: expected {' or '.join(TASKS)}.")
+        raise RecipeError(f"--task {task}: expected {listing(TASKS)}.{did_you_mean(task, TASKS)}")
     told = reporter()
     before = Card.load(out).fingerprint if (out / "card.json").exists() else None
     options = PackOptions(label=label, key=key, size=_size(size), task=task)
@@ -184,7 +184,8 @@ def _titles(labels, y) -> list[str]:
 def _show(told, report: dict) -> None:
     x, y = report["x"], report["y"]
     told.say(
-        f"{report['name']}: {x['kind']} {tuple(x['shape'])} {x['dtype']} in [{x['range'][0]:g}, {x['range'][1]:g}], from {report['source']}"
+        f"{report['name']}: {x['kind']} {tuple(x['shape'])} {x['dtype']} in [{x['range'][0]:g}, {x['range'][1]:g}], "
+        f"from {report['source']}"
     )
     told.say(f"fingerprint {report['fingerprint'][:16]}" + (f", licence {report['licence']}" if report["licence"] else ""))
     splits = report["splits"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,10 @@ def pretrain(
     out: Out = None,
     epochs: Epochs = None,
     restart: Restart = False,
-    nproc: Annotated[int | None, typer.Option(metavar="N", help="Start N ranks on this machine, one a GPU.")] = None,
+    nproc: Annotated[int | None, typer.Option(metavar="N", min=1, help="Start N ranks on this machine, one a GPU.")] = None,
+    max_restarts: Annotated[
+        int, typer.Option(metavar="N", min=0, help="With --nproc: how often ranks that die are started again.")
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Train the autoencoder on every row; labels are unused.
@@ -35,12 +39,12 @@ def pretrain(
 
     Run the same command again to go on where it was stopped.
     """
+    chosen = load(recipe, set_, {"pretrain.epochs": epochs})
     if nproc is not None:
         from ssl_ae.distributed import launch
 
-        launch(nproc)
+        launch(nproc, max_restarts)
         return
-    chosen = load(recipe, set_, {"pretrain.epochs": epochs})
     from ssl_ae.stages.pretrain import pretrain as stage
     from ssl_ae.stages.workspace import open_workspace
 
@@ -100,10 +104,10 @@ def finetune(
     if len(chosen_modes) > 1:
         raise RecipeError(f"--{' and --'.join(chosen_modes)}: choose one mode at a time.")
     mode = chosen_modes[0] if chosen_modes else None
-    if alpha is not None and mode not in (None, "joint"):
-        raise RecipeError(f"--alpha {alpha:g} has no effect with --{mode}; it is the weight of l_X in --joint.")
     fields = {"finetune.mode": mode, "finetune.alpha": alpha, "finetune.epochs": epochs, "data.labels": budget(labels)}
     chosen = load(recipe, set_, fields)
+    if alpha is not None and chosen.finetune.mode != "joint":
+        raise RecipeError(f"--alpha {alpha:g} has no effect in mode {chosen.finetune.mode}; it is the weight of l_X in --joint.")
     from ssl_ae.stages.finetune import finetune as stage
     from ssl_ae.stages.workspace import open_workspace
 
@@ -182,4 +186,4 @@ def budget(labels: str | None) -> object:
     """`--labels` as the recipe's field: a total, `all`, or a file."""
     if labels is None:
         return None
-    return {"total": int(labels)} if labels.isdigit() else labels
+    return {"total": int(labels)} if re.fullmatch(r"-?\d+", labels) else labels

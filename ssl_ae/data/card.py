@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ssl_ae import files
-from ssl_ae.errors import DataError, listing
+from ssl_ae.errors import DataError, did_you_mean, listing
 
 FILE_NAME = "card.json"
 LABELS_FILE_NAME = "labels.parquet"
@@ -97,5 +97,6 @@ class Card(_Frozen):
 
     def split(self, name: str) -> Split:
         if name not in self.splits:
-            raise DataError(f"data set {self.name!r} has no split {name!r}; it has {listing(self.splits, 'and')}.")
+            there = f"it has {listing(self.splits, 'and')}.{did_you_mean(name, self.splits)}"
+            raise DataError(f"data set {self.name!r} has no split {name!r}; {there}")
         return self.splits[name]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssl_ae import files
 from ssl_ae.data import card as cards
 from ssl_ae.data.card import Card
 from ssl_ae.data.foreign import Part, read_foreign
@@ -120,6 +121,12 @@ class DataSet:
         if self.card.y is None:
             return np.full(self.split(split).rows, UNLABELED, dtype=np.int64)
         return aligned(self.label_table, self.split(split).keys)
+
+    @property
+    def labels_sha256(self) -> str | None:
+        """sha256 of the labels as they are now, which may be others than were packed; None where they are in the shards."""
+        path = self.path / cards.LABELS_FILE_NAME
+        return files.sha256_of(path) if path.exists() else None
 
     @cached_property
     def label_table(self) -> LabelTable:

@@ -57,6 +57,13 @@ class LabelTable:
         metadata = {"label": INDEX} if labels.ndim == 1 else None
         tables.write_parquet(path, {name: column for name, column in columns.items() if column is not None}, metadata)
 
+    def without_guesses(self) -> LabelTable:
+        """The rows that somebody labelled: pseudo-labels, which have a probability, left out."""
+        if self.probability is None:
+            return self
+        own = np.isnan(self.probability)
+        return LabelTable(self.keys[own], self.labels[own], None if self.weight is None else self.weight[own], y=self.y)
+
     def check_keys(self, known: Iterable[str], place: str | Path) -> None:
         """Raise DataError when a row's key is none of the data set's."""
         strangers = sorted(set(self.keys).difference(known))

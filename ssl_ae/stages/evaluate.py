@@ -5,60 +5,64 @@ from __future__ import annotations
 import numpy as np
 
 from ssl_ae import distributed, files
+from ssl_ae import recipe as recipes
 from ssl_ae.checkpoint import read_weights
 from ssl_ae.errors import DataError
+from ssl_ae.registry import Registry
 from ssl_ae.runs import MODEL, RECIPE, StageFolder
 from ssl_ae.stages.baselines import folder_of, predict_baselines
-from ssl_ae.stages.labels import labels_of
+from ssl_ae.stages.labels import Labels, labels_of
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.predict import finished_method, finished_methods
 from ssl_ae.stages.report import tell_comparison
 from ssl_ae.stages.scoring import predict_rows, score
-from ssl_ae.stages.workspace import Workspace
+from ssl_ae.stages.workspace import Workspace, card_with_labels, resolve_stored
 
 
 def evaluate(ws: Workspace, split: str = "test", method: str | None = None) -> Outcome:
     """Score all finished methods on `split`; the top-level metrics are those of `method`, else of the last finished."""
-    y = ws.data.labels(split) if split in ws.card.splits else np.empty(0)
-    if not len(y) or not (y >= 0).any():
-        raise DataError(f"split {split!r} of {ws.data.path} has no labels to evaluate against.")
+    ws.card.split(split)
     chosen = finished_method(ws.run, method)
-    methods: dict[str, dict[str, float]] = {}
-    baselines: dict[str, dict[str, float]] = {}
-    predictions: dict[str, np.ndarray] = {}
-    for stage in finished_methods(ws.run):
-        own = workspace_of(ws, stage)
-        model = own.fresh_model(head=True)
-        model.load_state_dict(read_weights(stage.path / MODEL))
-        predictions[stage.path.name] = predict_rows(model, ws.labeled_feed(split)).values
-        methods[stage.path.name] = score(predictions[stage.path.name], y, ws.card.y)
-        if stage.path == chosen.path:
-            found = predict_baselines(own, folder_of(own, labels_of(own)), split)
-            baselines = {name: score(values, y, ws.card.y) for name, values in found.items()}
-    tell_comparison(ws, split, {chosen.path.name: methods[chosen.path.name]} | methods, baselines)
+    name = chosen.path.name
+    spaces = {stage.path.name: workspace_of(ws, stage) for stage in finished_methods(ws.run)}
+    judge = spaces[name]
+    y = judge.labels(split)
+    if not Labels(y, None).count:
+        raise DataError(f"split {split!r} of {ws.data.path} has no labels to evaluate against.")
+    predictions = {other: predict_split(own, other, split) for other, own in spaces.items()}
+    methods = {other: score(predictions[other], own.labels(split), own.card.y) for other, own in spaces.items()}
+    rivals = {other: folder_of(own, labels_of(own)) for other, own in spaces.items()}
+    found = predict_baselines(judge, rivals[name], split)
+    baselines = {rival: score(values, y, judge.card.y) for rival, values in found.items()}
+    same_labels = {other for other in spaces if rivals[other] == rivals[name]}
+    tell_comparison(judge, split, {name: methods[name]} | methods, baselines, same_labels)
     outputs = {}
     if distributed.is_main():
-        outputs = write(ws, split, chosen, methods, baselines, predictions[chosen.path.name], y)
+        outputs = write(judge, split, chosen, methods, baselines, predictions[name], y)
     return Outcome(
         "evaluate",
         ws.run,
         outputs=outputs,
-        metrics=methods[chosen.path.name],
+        metrics=methods[name],
         mlflow_run_id=StageFolder(ws.run / "evaluate" / split).mlflow_run_id(),
         warnings=list(ws.reporter.warnings),
-        more={"split": split, "method": chosen.path.name, "rows": len(y), "methods": methods, "baselines": baselines},
+        more={"split": split, "method": name, "rows": len(y), "methods": methods, "baselines": baselines},
     )
 
 
 def workspace_of(ws: Workspace, stage: StageFolder) -> Workspace:
     """The workspace as the method's own recipe describes it."""
-    from ssl_ae import recipe as recipes
-    from ssl_ae.registry import Registry
-    from ssl_ae.stages.workspace import card_with_labels, resolve_stored
-
     stored = recipes.load(stage.path / RECIPE)
     resolved = resolve_stored(stored, Registry.discover(), card_with_labels(stored, ws.data), str(stage.path / RECIPE))
-    return Workspace(resolved, ws.data, ws.run, ws.device, ws.reporter, ws._feeds)
+    feeds = ws._feeds if resolved.scale == ws.resolved.scale else {}
+    return Workspace(resolved, ws.data, ws.run, ws.device, ws.reporter, feeds)
+
+
+def predict_split(ws: Workspace, method: str, split: str) -> np.ndarray:
+    """(N, C) probabilities or (N, T) values of a finished method."""
+    model = ws.fresh_model(head=True)
+    model.load_state_dict(read_weights(ws.run / "finetune" / method / MODEL))
+    return predict_rows(model, ws.labeled_feed(split)).values
 
 
 def write(

@@ -13,10 +13,13 @@ from ssl_ae.data.dataset import DataSet
 from ssl_ae.data.loading import Feed
 from ssl_ae.errors import DataError
 from ssl_ae.model import Model, frozen
+from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.workspace import Workspace
+from ssl_ae.tracking import Tracker
 
 BATCH_ROWS = 1024
+MAP = "_map.png"  # of the latents in the plane
 
 
 def extract(ws: Workspace, splits: Sequence[str] | None = None, data: Path | None = None, scores: bool = False) -> Outcome:
@@ -24,28 +27,52 @@ def extract(ws: Workspace, splits: Sequence[str] | None = None, data: Path | Non
     weights = ws.pretrained_weights()
     source = ws.data if data is None else other_data(ws, data)
     folder = ws.run / "latents" if data is None else ws.run / "latents" / source.card.name
-    outputs, metrics, wrote = {}, {}, False
-    model: Model | None = None
-    for split in splits or source.card.splits:
-        rows = source.card.split(split).rows
+    outputs = {split: folder / split for split in splits or source.card.splits}
+    missing = {}
+    for split, place in outputs.items():
+        source.card.split(split)
         facts = {
             "recipe_fingerprint": ws.pretrained.fingerprint,
             "checkpoint_sha256": files.sha256_of(weights),
             "data_fingerprint": source.card.fingerprint,
-            "labels_sha256": source.card.labels_sha256 or "",
+            "labels_sha256": source.labels_sha256 or "",
             "scores": str(scores).lower(),
         }
-        outputs[split] = folder / split
-        if latents.is_current(folder / split, facts):
-            ws.reporter.say(f"extract: {split} already in {folder / split}")
-            continue
-        model = model or ws.load_pretrained(ws.fresh_model(head=False))
+        if latents.is_current(place, facts) or latents.is_current(place, facts | {"scores": "true"}):
+            ws.reporter.say(f"extract: {split} already in {place}")
+        else:
+            missing[split] = facts
+    stage, metrics = StageFolder(ws.run / "latents"), {}
+    if missing:
+        with ws.tracker(stage, "extract") as tracker:
+            metrics = write_splits(ws, source, folder, missing, scores)
+            if distributed.is_main():
+                tracker.metrics(metrics, step=0)
+                if data is None:
+                    draw_map(ws, outputs, tracker)
+    return Outcome(
+        "extract",
+        ws.run,
+        "done" if missing else "skipped",
+        outputs,
+        metrics,
+        mlflow_run_id=stage.mlflow_run_id(),
+        warnings=list(ws.reporter.warnings),
+    )
+
+
+def write_splits(
+    ws: Workspace, source: DataSet, folder: Path, missing: dict[str, dict[str, str]], scores: bool
+) -> dict[str, float]:
+    """The tables of some splits, each with the facts it is made from; rows and, with `scores`, the mean l_X of each."""
+    metrics = {}
+    model = ws.load_pretrained(ws.fresh_model(head=False))
+    for split, facts in missing.items():
+        rows = source.card.split(split).rows
+        ws.reporter.say(f"extract: {rows:,} rows of {split} into {folder / split}")
         metrics |= write_split(ws, model, source, split, folder / split, facts, scores)
         metrics[f"{split}/rows"] = float(rows)
-        wrote = True
-    if wrote and data is None and distributed.is_main():
-        draw_map(ws, outputs)
-    return Outcome("extract", ws.run, "done" if wrote else "skipped", outputs, metrics, warnings=list(ws.reporter.warnings))
+    return metrics
 
 
 def write_split(
@@ -104,7 +131,7 @@ def other_data(ws: Workspace, path: Path) -> DataSet:
     return data
 
 
-def draw_map(ws: Workspace, outputs: dict[str, Path]) -> None:
+def draw_map(ws: Workspace, outputs: dict[str, Path], tracker: Tracker) -> None:
     """A 2-D map of the validation latents (train where there are none), coloured by class."""
     from ssl_ae import figures
 
@@ -113,4 +140,4 @@ def draw_map(ws: Workspace, outputs: dict[str, Path]) -> None:
         return
     table = latents.read(outputs[split])
     names = ws.card.y.names if ws.card.y else ()
-    figures.latent_map(ws.run / "latents" / "_map.png", table.z, table.labels, names)
+    tracker.artifact(figures.latent_map(ws.run / "latents" / MAP, table.z, table.labels, names), "figures")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,18 @@ from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.report import draw_figures, log_model, tell_comparison
 from ssl_ae.stages.scoring import predict_rows, score
 from ssl_ae.stages.training_run import final_metrics, train
-from ssl_ae.stages.workspace import Workspace
+from ssl_ae.stages.workspace import Workspace, only_writer
 from ssl_ae.tracking import Tracker
 from ssl_ae.training import Progress
 
+SPLITS = ("train", "val")  # whose latents a head needs: one to learn from, one to be judged on
+
 
 def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = None) -> Outcome:
-    """Train the recipe's head in the recipe's mode; RUN/finetune/METHOD holds the whole model. `pretrained`: another run folder."""
+    """Train the recipe's head in the recipe's mode; RUN/finetune/METHOD holds the whole model.
+
+    `pretrained` is the run folder that weights and latents come from, this one unless given.
+    """
     training = ws.recipe.finetune
     check_mode(ws, training)
     labels = labels_of(ws)
@@ -38,18 +44,21 @@ def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = Non
         check_origin(origin)
     fields = fields_of(ws, labels, origin if uses_pretrained(training) else None)
     stage = choose_folder(ws.run, method_of(training), fields)
-    state = ws.claim(stage, fields, restart)
-    if state == "done":
+    if stage.state(fields, restart) == "done":
         ws.reporter.say(f"finetune: already done in {stage.path}")
         return ws.outcome("finetune", stage, "skipped", method=stage.path.name)
+    feed, val = ws.feed("train", labels.y, labels.weight), ws.labeled_feed("val")
+    if training.mode == "sequential":
+        extract_missing(origin, ws)
+    state = ws.claim(stage, fields, restart)  # only now: damaged data must not leave a stage behind
     name = f"finetune {stage.path.name}"
     ws.reporter.say(f"{name}: {labels.count:,} labels of {len(labels.y):,} train rows")
     with ws.tracker(stage, f"finetune/{stage.path.name}") as tracker:
         if training.mode == "sequential":
             model, progress = train_head(origin, labels, stage, tracker, name, state == "resume")
         else:
-            model, progress = train_network(ws, origin, labels, stage, tracker, name, state == "resume")
-        folder = fit_baselines(ws, labels, ws.feed("train", labels.y, labels.weight)) if training.baselines else None
+            model, progress = train_network(ws, origin, labels, feed, val, stage, tracker, name, state == "resume")
+        folder = fit_baselines(ws, labels, feed) if training.baselines else None
         with distributed.main_first() as main:
             if main:
                 metrics = judge(ws, model, progress, stage, tracker, folder)
@@ -59,21 +68,30 @@ def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = Non
     return ws.outcome("finetune", stage, method=stage.path.name)
 
 
+def extract_missing(origin: Workspace, ws: Workspace) -> None:
+    """The latents that a head is trained and judged on, where the pretrained run does not have them yet."""
+    with contextlib.ExitStack() as stack:
+        if origin.run.resolve() != ws.run.resolve():
+            stack.enter_context(only_writer(origin.run))
+        extract(origin, SPLITS)
+
+
 def train_head(
     origin: Workspace, labels: Labels, stage: StageFolder, tracker: Tracker, name: str, resume: bool
 ) -> tuple[Model, Progress]:
-    """Sequential: l_Y over the head alone, on the latents of the frozen encoder; missing ones are extracted first."""
-    wanted = [split for split in ("train", "val") if split in origin.card.splits]
-    extract(origin, wanted)
-    z = {split: latents.read(origin.run / "latents" / split).z for split in wanted}
+    """Sequential: l_Y over the head alone, on the stored latents of the frozen encoder."""
+    tables = {split: origin.run / "latents" / split for split in SPLITS}
+    z = {split: latents.read(table).z for split, table in tables.items()}
+    for split, table in tables.items():
+        tracker.dataset(f"latents-{split}", files.sha256_of(table / latents.MANIFEST), str(table.absolute()), split, len(z[split]))
     model = origin.load_pretrained(origin.fresh_model(head=True))
-    if model.head is not None and origin.resolved.head.cls.fitted_at_once:
+    if origin.resolved.head.cls.fitted_at_once:
         model.head.fit(torch.from_numpy(z["train"]), torch.from_numpy(labels.y))
         return model, Progress()
     model.head.prepare(torch.as_tensor(labels.y[labels.known]))
     training = origin.recipe.finetune
     feed = codes_feed(origin, z["train"], labels.y, labels.weight)
-    val = codes_feed(origin, z["val"], origin.data.labels("val"), None) if len(z.get("val", ())) else None
+    val = codes_feed(origin, z["val"], origin.labels("val"), None)
     codes = on_codes(model.head, origin.resolved.shapes)
     plan = head_training(training, len(labels.y), labels.count)
     kept, progress = train(origin, codes, plan, feed, training, name=name, stage=stage, tracker=tracker, val=val, resume=resume)
@@ -97,7 +115,15 @@ def codes_feed(ws: Workspace, z: np.ndarray, y: np.ndarray, weight: np.ndarray |
 
 
 def train_network(
-    ws: Workspace, origin: Workspace, labels: Labels, stage: StageFolder, tracker: Tracker, name: str, resume: bool
+    ws: Workspace,
+    origin: Workspace,
+    labels: Labels,
+    feed: Feed,
+    val: Feed,
+    stage: StageFolder,
+    tracker: Tracker,
+    name: str,
+    resume: bool,
 ) -> tuple[Model, Progress]:
     """Joint, alternating or end-to-end: the encoder trains too."""
     training = ws.recipe.finetune
@@ -105,11 +131,8 @@ def train_network(
     if uses_pretrained(training):
         origin.load_pretrained(model)
     model.head.prepare(torch.as_tensor(labels.y[labels.known]))
-    feed = ws.feed("train", labels.y, labels.weight)
     plan = finetuning(ws.resolved, model, training.mode, feed.split.rows, labels.count)
-    return train(
-        ws, model, plan, feed, training, name=name, stage=stage, tracker=tracker, val=ws.labeled_feed("val"), resume=resume
-    )
+    return train(ws, model, plan, feed, training, name=name, stage=stage, tracker=tracker, val=val, resume=resume)
 
 
 def judge(
@@ -117,15 +140,15 @@ def judge(
 ) -> dict[str, float]:
     """Validation figures of the model and of its baselines, side by side; a warning where unlabelled data did not help."""
     metrics = final_metrics(progress)
-    y = ws.data.labels("val")
-    predictions = predict_rows(model, ws.labeled_feed("val")).values if len(y) else np.empty((0, 0))
-    ours = score(predictions, y, ws.card.y) if len(y) else {}
+    y = ws.labels("val")
+    predictions = predict_rows(model, ws.labeled_feed("val")) if len(y) else None
+    ours = score(predictions.values, y, ws.card.y) if predictions else {}
     metrics |= {f"val/{name}": value for name, value in ours.items()}
     theirs = {}
     if baselines is not None and ours:
         theirs = {name: score(values, y, ws.card.y) for name, values in predict_baselines(ws, baselines, "val").items()}
         metrics |= {f"val/{name}/{key}": value for name, found in theirs.items() for key, value in found.items()}
-    tell_comparison(ws, "val", {stage.path.name: ours}, theirs)
+    tell_comparison(ws, "val", {stage.path.name: ours}, theirs, {stage.path.name})
     tracker.metrics({name: value for name, value in metrics.items() if name.startswith("val/")}, progress.step)
     draw_figures(ws, progress, stage, tracker, predictions, y)
     return metrics
@@ -169,7 +192,8 @@ def check_mode(ws: Workspace, training: Finetune) -> None:
     head = ws.resolved.head
     if head.cls.fitted_at_once and training.mode != "sequential":
         raise RecipeError(
-            f"model.head.name = {head.full_name}: is fitted on stored latents, so finetune.mode must be sequential, not {training.mode}. "
+            f"model.head.name = {head.full_name}: is fitted on stored latents, so finetune.mode must be sequential, "
+            f"not {training.mode}. "
             "Take a differentiable head (softmax, mlp), or --sequential."
         )
 
@@ -181,7 +205,8 @@ def check_origin(origin: Workspace) -> None:
     if changes:
         raise CheckpointError(
             f"{origin.pretrained.path} is the checkpoint of another recipe:\n{changes}\n"
-            "Finetune with the recipe it was made with, pretrain this one with --out ANOTHER_FOLDER, or set finetune.init: scratch."
+            "Finetune with the recipe it was made with, pretrain this one with --out ANOTHER_FOLDER, "
+            "or set finetune.init: scratch."
         )
 
 

@@ -28,16 +28,19 @@ def run_stages(recipe: Recipe, run: Path, source: str, reporter: Reporter, resta
             options = {"restart": restart} if stage.stage in RESTARTABLE else {}
             outcomes.append(STAGES[stage.stage](ws, **options))
     last = outcomes[-1]
-    outputs = {f"{outcome.command}-{name}": path for outcome in outcomes[:-1] for name, path in outcome.outputs.items()}
-    outputs["run"] = run
-    done = all(outcome.status == "skipped" for outcome in outcomes if outcome.command != "evaluate")
-    where = [[name, str(path)] for name, path in (outputs | last.outputs).items()]
-    reporter.table("files", ["", "place"], where)
+    outputs = {}
+    for outcome in outcomes[:-1]:
+        stage = "-".join(filter(None, [outcome.command, outcome.more.get("method")]))
+        outputs |= {f"{stage}-{name}": path for name, path in outcome.outputs.items() if path != run}
+    outputs |= {"run": run, **last.outputs}
+    made = [outcome for outcome in outcomes if outcome.command != "evaluate"]  # which is quick, and never skipped
+    done = bool(made) and all(outcome.status == "skipped" for outcome in made)
+    reporter.table("files", ["", "place"], [[name, str(path)] for name, path in outputs.items()])
     return Outcome(
         "run",
         run,
         "skipped" if done else "done",
-        outputs=outputs | last.outputs,
+        outputs=outputs,
         metrics=last.metrics,
         mlflow_run_id=last.mlflow_run_id,
         warnings=list(reporter.warnings),

@@ -23,7 +23,7 @@ from ssl_ae.progress import Reporter
 from ssl_ae.registry import Registry
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
-from ssl_ae.stages.scoring import BATCH_ROWS, predict_batch
+from ssl_ae.stages.scoring import BATCH_ROWS, values_of
 from ssl_ae.stages.workspace import resolve_stored
 from ssl_ae.trace import Batch
 
@@ -57,9 +57,9 @@ class Predictor:
         with frozen(self.model), torch.inference_mode():
             for start in range(0, len(x), BATCH_ROWS):
                 batch = Batch(self.scaling(torch.as_tensor(x[start : start + BATCH_ROWS]).to(self.device)))
-                p_y, l_x = predict_batch(self.model, batch, decode=True)
-                values.append(p_y.float().cpu().numpy())
-                nats.append(l_x.float().cpu().numpy())
+                z = self.model.features(batch.x)
+                values.append(values_of(self.model.head(z)).float().cpu().numpy())
+                nats.append(-self.model.decode(z).log_prob(batch.target).float().cpu().numpy())
         width = len(self.card.y.names)
         return columns_of(np.concatenate(values) if values else np.empty((0, width), np.float32), self.card.y) | {
             "reconstruction_nats": np.concatenate(nats) if nats else np.empty(0, np.float32)
@@ -82,12 +82,12 @@ def predict(run: Path, data: str, out: Path, method: str | None = None, reporter
         raise RecipeError(f"--out {out}: the predictions are a Parquet file; give a name that ends in .parquet.")
     stage = finished_method(run, method)
     predictor = Predictor.load(stage.path, recipe.load(stage.path / runs.RECIPE).device)
-    files.make_folder(out.parent)
     keys, parts = [], []
     with tempfile.TemporaryDirectory(prefix="ssl-ae-") as aside:
         source = open_any(data, Path(aside), reporter)
         if source.card.x.shape != predictor.card.x.shape:
             raise DataError(f"{data} holds samples of shape {source.card.x.shape}; the model takes {predictor.card.x.shape}.")
+        files.make_folder(out.parent)
         for name in source.card.splits:
             split = source.split(name)
             with reporter.bar(f"predict {name}", split.rows) as advance:

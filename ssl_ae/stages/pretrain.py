@@ -22,13 +22,14 @@ SHOWN = 10  # samples in the picture of reconstructions
 def pretrain(ws: Workspace, restart: bool = False) -> Outcome:
     """Train encoder and decoder by l_X + penalties; RUN/pretrain holds weights, metrics and figures."""
     stage = ws.pretrained
-    state = ws.claim(stage, ws.pretrain_fields(), restart)
-    if state == "done":
+    fields = ws.pretrain_fields()
+    if stage.state(fields, restart) == "done":
         ws.reporter.say(f"pretrain: already done in {stage.path}")
         return ws.outcome("pretrain", stage, "skipped")
     feed, val = ws.feed("train"), ws.feed("val")
     model = ws.fresh_model(head=False)
     plan = pretraining(ws.resolved, model, feed.split.rows)
+    state = ws.claim(stage, fields, restart)  # only now: damaged data must not leave a stage behind
     ws.reporter.say(
         f"pretrain: {feed.split.rows:,} rows, {plan.steps:,} steps of {plan.batch}, "
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {ws.device}, "

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from ssl_ae import latents, runs
+from ssl_ae import runs
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages import served_model
-from ssl_ae.stages.scoring import HEADLINE, better
+from ssl_ae.stages.scoring import HEADLINE, Predictions, better
 from ssl_ae.stages.training_run import curves
 from ssl_ae.stages.workspace import Workspace
 from ssl_ae.tracking import Tracker
@@ -19,8 +19,11 @@ from ssl_ae.training import Progress
 Scores = Mapping[str, Mapping[str, float]]
 
 
-def tell_comparison(ws: Workspace, split: str, methods: Scores, baselines: Scores) -> None:
-    """Methods and baselines side by side on one split; a warning for each method that no unlabelled data was needed for."""
+def tell_comparison(ws: Workspace, split: str, methods: Scores, baselines: Scores, same_labels: Collection[str]) -> None:
+    """Methods and baselines side by side on one split; a warning for each method that no unlabelled data was needed for.
+
+    `same_labels`: the methods that learned from the labels of the baselines, so that the comparison is fair.
+    """
     if not any(methods.values()):
         ws.reporter.say(f"no row of {split} has a label, so nothing can be compared there.")
         return
@@ -30,9 +33,11 @@ def tell_comparison(ws: Workspace, split: str, methods: Scores, baselines: Score
         [f"{name} (no unlabelled data)" if name == "labels-only" else f"{name} (no network)", *(_cell(s, c) for c in columns)]
         for name, s in baselines.items()
     ]
-    ws.reporter.table(f"{split}, {len(ws.data.labels(split)):,} rows", ["", *columns], rows)
+    ws.reporter.table(f"{split}, {ws.card.split(split).rows:,} rows", ["", *columns], rows)
     headline = HEADLINE[ws.card.y.task]
     for name, scores in methods.items():
+        if name not in same_labels:
+            continue
         ahead = [
             f"{other} ({found[headline]:.4g})"
             for other, found in baselines.items()
@@ -51,21 +56,20 @@ def _cell(scores: Mapping[str, float], column: str) -> str:
 
 
 def draw_figures(
-    ws: Workspace, progress: Progress, stage: StageFolder, tracker: Tracker, predictions: np.ndarray, y: np.ndarray
+    ws: Workspace, progress: Progress, stage: StageFolder, tracker: Tracker, predictions: Predictions | None, y: np.ndarray
 ) -> None:
-    """Learning curves, the confusion matrix on validation, and the map of the latents the head saw."""
+    """Learning curves; and of the validation rows the confusion matrix and the map of the codes that the head saw."""
     from ssl_ae import figures
 
     folder = stage.path / "figures"
     if progress.history:
         tracker.artifact(figures.learning_curves(folder / "learning_curves.png", curves(progress)), "figures")
+    if predictions is None:
+        return
     if ws.card.y.task == "classes" and (y >= 0).any():
-        path = figures.confusion_matrix(folder / "confusion_val.png", y, predictions.argmax(1), ws.card.y.names)
+        path = figures.confusion_matrix(folder / "confusion_val.png", y, predictions.values.argmax(1), ws.card.y.names)
         tracker.artifact(path, "figures")
-    table = ws.run / "latents" / "val"
-    if (table / latents.MANIFEST).exists() and len(y) > 1:
-        z = latents.read(table)
-        tracker.artifact(figures.latent_map(folder / "latent_map.png", z.z, z.labels, ws.card.y.names), "figures")
+    tracker.artifact(figures.latent_map(folder / "latent_map.png", predictions.codes, y, ws.card.y.names), "figures")
 
 
 def log_model(ws: Workspace, stage: StageFolder, tracker: Tracker) -> None:

@@ -12,17 +12,16 @@ from ssl_ae import metrics
 from ssl_ae.data.card import Y
 from ssl_ae.data.loading import Feed
 from ssl_ae.model import Model, frozen
-from ssl_ae.trace import Batch
 
 BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a head says of N rows; `nats` is l_X of each row where the decoder ran."""
+    """What a model makes of N rows."""
 
     values: np.ndarray  # (N, C) class probabilities, or (N, T) expected targets
-    nats: np.ndarray | None = None  # (N,)
+    codes: np.ndarray  # (N, K), what the head saw
 
 
 def values_of(p_y: Distribution) -> torch.Tensor:
@@ -30,24 +29,15 @@ def values_of(p_y: Distribution) -> torch.Tensor:
     return p_y.probs if not p_y.event_shape else p_y.mean
 
 
-def predict_rows(model: Model, feed: Feed, rows: np.ndarray | None = None, decode: bool = False) -> Predictions:
-    """Predict the given rows, or every row, in order; deterministic: the code is E[z|x]. With `decode`, l_X of each row too."""
-    values, nats = [], []
-    everything = np.arange(feed.split.rows) if rows is None else rows
+def predict_rows(model: Model, feed: Feed) -> Predictions:
+    """Predict every row, in order; deterministic: the code is E[z|x]."""
+    values, codes = [], []
     with frozen(model), torch.inference_mode():
-        for batch in feed.in_order(BATCH_ROWS, everything):
-            p_y, l_x = predict_batch(model, batch, decode)
-            values.append(p_y.float().cpu().numpy())
-            if decode:
-                nats.append(l_x.float().cpu().numpy())
-    return Predictions(np.concatenate(values), np.concatenate(nats) if decode else None)
-
-
-def predict_batch(model: Model, batch: Batch, decode: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(B, C or T) and, with `decode`, (B,) -log p(x | E[z|x]) in nats. Call in evaluation mode."""
-    z = model.features(batch.x)
-    l_x = -model.decode(z).log_prob(batch.target) if decode else None
-    return values_of(model.head(z)), l_x
+        for batch in feed.in_order(BATCH_ROWS, np.arange(feed.split.rows)):
+            z = model.features(batch.x)
+            codes.append(z.float().cpu().numpy())
+            values.append(values_of(model.head(z)).float().cpu().numpy())
+    return Predictions(np.concatenate(values), np.concatenate(codes))
 
 
 def score(values: np.ndarray, labels: np.ndarray, y: Y) -> dict[str, float]:

@@ -20,7 +20,8 @@ from ssl_ae.tracking import Tracker
 from ssl_ae.training import Listener, Progress, Trainer
 from ssl_ae.validation import validate
 
-TOLD_EVERY_SECONDS = 0.2  # between two updates of the bar: drawing must cost nothing beside a step
+BAR_EVERY_SECONDS = 0.2  # drawing must cost nothing beside a step
+LINE_EVERY_SECONDS = 5.0  # epochs may be short
 
 
 def train(
@@ -98,7 +99,7 @@ class Teller(Listener):
     def __init__(self, reporter: Reporter, tracker: Tracker | None, plan: Plan, name: str) -> None:
         self.reporter, self.tracker, self.plan, self.name = reporter, tracker, plan, name
         self._latest: dict[str, float] = {}
-        self._untold, self._told_at = 0, time.monotonic()
+        self._untold, self._told_at, self._said_at = 0, time.monotonic(), 0.0
         self._rows_per_step = sum(p.draw.uniform + p.draw.labeled for p in plan.phases) / len(plan.phases)
 
     @contextlib.contextmanager
@@ -110,7 +111,7 @@ class Teller(Listener):
     def stepped(self, step: int, rows: int) -> None:
         self._untold += rows
         now = time.monotonic()
-        if now - self._told_at >= TOLD_EVERY_SECONDS:
+        if now - self._told_at >= BAR_EVERY_SECONDS:
             self._advance(self._untold, _shown(self._latest))
             self._untold, self._told_at = 0, now
 
@@ -122,7 +123,9 @@ class Teller(Listener):
     def epoch_ended(self, epoch: int, step: int, values: dict[str, float]) -> None:
         if self.tracker is not None and distributed.is_main():
             self.tracker.metrics({**values, "epoch": epoch}, step)
-        if values:
+        now = time.monotonic()
+        if values and (now - self._said_at >= LINE_EVERY_SECONDS or step == self.plan.steps):
+            self._said_at = now
             self.reporter.say(f"{self.name}: epoch {epoch}/{self.plan.epochs}  {_shown(values)}")
 
 

@@ -16,6 +16,7 @@ from ssl_ae import checkpoint, distributed, files, runs
 from ssl_ae import recipe as recipes
 from ssl_ae.data.card import Card
 from ssl_ae.data.dataset import DataSet
+from ssl_ae.data.labels import aligned
 from ssl_ae.data.loading import Feed, Scaling
 from ssl_ae.data.pack import pack
 from ssl_ae.data.sources import PackOptions
@@ -27,7 +28,7 @@ from ssl_ae.registry import Registry
 from ssl_ae.resolve import Resolved, resolve
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
-from ssl_ae.tracking import Tracker
+from ssl_ae.tracking import Tracker, live_store
 
 
 @dataclass
@@ -69,10 +70,20 @@ class Workspace:
             world=distributed.world(),
         )
 
+    def labels(self, split: str) -> np.ndarray:
+        """Every label that is known of a split, for judging: the data's own; where it has none, those of the recipe's file.
+
+        (N,) int64 with -1, or (N, T) float32 with NaN, where unknown. Pseudo-labels count as unknown.
+        """
+        budget = self.recipe.data.labels
+        if self.data.card.y is not None or not isinstance(budget, str) or budget == "all":
+            return self.data.labels(split)
+        return aligned(self.data.read_labels(Path(budget)).without_guesses(), self.data.split(split).keys)
+
     def labeled_feed(self, split: str) -> Feed:
         """A split with every label that is known of it: for judging, never for training."""
         if split not in self._feeds:
-            self._feeds[split] = self.feed(split, self.data.labels(split))
+            self._feeds[split] = self.feed(split, self.labels(split))
         return self._feeds[split]
 
     def fresh_model(self, head: bool) -> Model:
@@ -95,7 +106,8 @@ class Workspace:
         """Raises CheckpointError before pretraining is done."""
         if not self.pretrained.done:
             raise CheckpointError(
-                f"{self.run} holds no pretrained model. Run `ssl-ae pretrain RECIPE --out {self.run}` first, or name a run with --from."
+                f"{self.run} holds no pretrained model. Run `ssl-ae pretrain RECIPE --out {self.run}` first, "
+                "or name a run with --from."
             )
         return self.pretrained.path / runs.MODEL
 
@@ -131,6 +143,8 @@ class Workspace:
     def keep_recipe(self, folder: Path) -> None:
         tree = self.resolved.as_dict()
         tree["data"] |= {"path": str(self.data.path.absolute()), "card_sha256": self.card.fingerprint}
+        if isinstance(tree["data"]["labels"], str) and tree["data"]["labels"] != "all":
+            tree["data"]["labels"] = str(Path(tree["data"]["labels"]).absolute())
         files.write_text(folder / runs.RECIPE, recipes.to_yaml(tree))
         files.write_json(folder / runs.CARD, self.card.model_dump(mode="json"))
 
@@ -149,9 +163,15 @@ class Workspace:
             for split in ("train", "val"):
                 if split in self.card.splits:
                     rows = self.card.splits[split].rows
-                    tracker.dataset(self.card.name, self.card.fingerprint, str(self.data.path.absolute()), split, rows)
-            tracker.artifact(stage.path / runs.RECIPE)
+                    # MLflow takes inputs of one name and digest for the same: the split belongs to the name
+                    name, place = f"{self.card.name}-{split}", str(self.data.path.absolute())
+                    tracker.dataset(name, self.card.fingerprint, place, split, rows)
+            own = stage.path / runs.RECIPE
+            tracker.artifact(own if own.exists() else self.run / runs.RECIPE)
             yield tracker
+            if not distributed.is_main():
+                tracker.close()
+            distributed.barrier()  # rank 0 delivers what every rank has written
         for warning in tracker.warnings:
             self.reporter.warn(warning)
 
@@ -178,6 +198,7 @@ def open_workspace(
     Raises RecipeError, PluginError, DataError or CheckpointError before anything is written to the run folder.
     """
     reporter, registry = reporter or Reporter(), registry or Registry.discover()
+    live_store()  # a store that cannot work is told now
     with distributed.process_group(recipe.device) as device, contextlib.ExitStack() as stack:
         reporter.silent = reporter.silent or not distributed.is_main()
         with distributed.main_first() as main:
@@ -186,10 +207,18 @@ def open_workspace(
         data = DataSet.open(Path(recipe.data.path))
         _check_same_data(recipe, data)
         resolved = resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
+        stack.enter_context(only_writer(run))
+        yield Workspace(resolved, data, run, device, reporter)
+
+
+@contextlib.contextmanager
+def only_writer(run: Path) -> Iterator[None]:
+    """Hold the lock of a run folder for all ranks."""
+    with contextlib.ExitStack() as stack:
         with distributed.main_first() as main:
             if main:
                 stack.enter_context(runs.lock(run))
-        yield Workspace(resolved, data, run, device, reporter)
+        yield
 
 
 def pack_on_first_use(recipe: Recipe, registry: Registry, reporter: Reporter) -> None:

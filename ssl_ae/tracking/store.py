@@ -8,7 +8,10 @@ import uuid
 from pathlib import Path
 
 from ssl_ae import files
-from ssl_ae.errors import SslAeError
+from ssl_ae.errors import SslAeError, did_you_mean, listing
+
+MODE = "SSL_AE_TRACKING"
+MODES = ("live", "journal")
 
 _CLIENT_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -49,6 +52,17 @@ def store_uri(given: str | None = None) -> str:
     if not rest.startswith("///") or path in ("", ":memory:"):
         raise SslAeError(f"{uri!r} keeps its runs in memory, where they are lost. Name a file: sqlite:///runs/mlflow.db.")
     return f"{scheme}:///{Path.cwd() / path}{question}{query}"
+
+
+def live_store() -> str | None:
+    """The store that stages report to while they run; None where SSL_AE_TRACKING=journal leaves it to `ssl-ae track sync`.
+
+    Raises SslAeError for another value of SSL_AE_TRACKING than `live` and `journal`, and as `store_uri` does.
+    """
+    mode = os.environ.get(MODE, "live")
+    if mode not in MODES:
+        raise SslAeError(f"{MODE} = {mode!r}: expected {listing(MODES)}.{did_you_mean(mode, MODES)}")
+    return store_uri() if mode == "live" else None
 
 
 def without_password(uri: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ssl_ae.errors import Stopped
 from ssl_ae.tracking.courier import Courier
 from ssl_ae.tracking.journal import Journal, as_json_number, now, opened, rank_file, read_events
-from ssl_ae.tracking.store import store_uri
+from ssl_ae.tracking.store import live_store
 from ssl_ae.tracking.system import Sampler, this_process
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -29,7 +29,8 @@ class Tracker:
 
     `parameters` may be nested: `{"model": {"latent_dim": 32}}` is the parameter `model.latent_dim`. A stage that is
     opened again (resumed) goes on in the MLflow run it had. Rank 0 delivers; other ranks only write their own journal,
-    and should be closed before rank 0. With `deliver=False` the journal waits for `sync`.
+    and should be closed before rank 0. With `deliver=False`, or SSL_AE_TRACKING=journal in the environment, the journal
+    waits for `sync`.
 
     Raises SslAeError when MLFLOW_TRACKING_URI names a store that cannot work, and from any call when the disk is full.
     A store that does not answer is never an error, only one entry of `warnings`.
@@ -49,7 +50,7 @@ class Tracker:
     ) -> None:
         if stage_folder == run_folder:
             raise ValueError("a stage needs a folder of its own: the run folder's journal is the parent run's")
-        uri = store_uri() if rank == 0 else ""
+        uri = live_store() if rank == 0 and deliver else None
         self.warnings: list[str] = []
         self._run_folder = run_folder
         self._closed = False
@@ -61,7 +62,7 @@ class Tracker:
             _open(self._parent_journal, experiment, run_folder.name)
             _open(self._journal, experiment, stage, parameters=flatten(parameters or {}), tags=tags)
         self._began = next((event["time"] for event, _ in read_events(self._journal.path) if event), now())
-        self._courier = Courier(run_folder, stage_folder, uri, self.warnings) if rank == 0 and deliver else None
+        self._courier = Courier(run_folder, stage_folder, uri, self.warnings) if uri else None
         self._sampler = Sampler(self._system, rank)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -88,7 +89,8 @@ class Tracker:
     ) -> None:
         """The run's `model`: a pyfunc model defined by a script that calls `ssl_ae.tracking.serving.serve`.
 
-        `artifacts_folder` (or only these `files` of it) is copied into the model and handed to the script's loader. `x` is a sample as the data card
+        `artifacts_folder` (or only these `files` of it) is copied into the model and handed to the script's loader.
+        `x` is a sample as the data card
         says it: kind, dtype, shape and, for a vector, features. `requirements` are pip's, beyond ssl-ae's own.
         """
         x = {field: x.get(field) for field in ("kind", "dtype", "shape", "features")}

@@ -1,0 +1,188 @@
+"""The worlds a component is tried in: a resolved recipe, samples of a shape and labels of a task, all small and in memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_ae import recipe as recipes
+from ssl_ae.components import Component, Decoder, Encoder, Head, Regularizer, TableHead
+from ssl_ae.data.card import Card, Split, X, Y
+from ssl_ae.data.sources import Source
+from ssl_ae.errors import RecipeError
+from ssl_ae.hookspecs import hookimpl
+from ssl_ae.model import Model, build
+from ssl_ae.registry import Registry
+from ssl_ae.resolve import Resolved, resolve
+from ssl_ae.testing import companions
+from ssl_ae.testing.check import Finding
+from ssl_ae.trace import UNLABELED, Batch
+
+KINDS: dict[str, type] = {
+    "encoder": Encoder,
+    "decoder": Decoder,
+    "regularizer": Regularizer,
+    "head": Head,
+    "table head": TableHead,
+    "source": Source,
+}
+# distinct primes, so that no swapped axis passes
+SHAPES = {"image": (3, 7, 5), "vector": (11,), "signal": (2, 13)}
+LATENTS = (17, 41, 157)  # the first that the component does not refuse is used
+NAMES = {"classes": tuple("abcde"), "regression": tuple("uvw"), "multilabel": tuple("uvw")}
+ROWS = 19
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows for a component to work on; slices like a tensor."""
+
+    x: Tensor  # (N, *shape) in [0, 1]
+    z: Tensor  # (N, K) around one centre a class
+    y: Tensor  # (N,) class | (N, T)
+
+    def __getitem__(self, rows: slice | Tensor) -> Sample:
+        return Sample(self.x[rows], self.z[rows], self.y[rows])
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self) -> Batch:
+        """Every other row labelled."""
+        y = self.y.clone()
+        y[1::2] = UNLABELED if y.dim() == 1 else torch.nan
+        return Batch(x=self.x, y=y)
+
+
+@dataclass(frozen=True)
+class World:
+    """A recipe in which the component under test plays its part, resolved for samples of one shape and labels of one task."""
+
+    kind: str
+    resolved: Resolved
+
+    @property
+    def task(self) -> str:
+        return self.resolved.card.y.task
+
+    @property
+    def name(self) -> str:
+        """As messages call it."""
+        card, shapes = self.resolved.card, self.resolved.shapes
+        return f"{card.x.kind}s {card.x.shape}, K = {shapes.latent}" + (f", {self.task}" if "head" in self.kind else "")
+
+    def model(self, seed: int = 0) -> Model:
+        """A fresh model, its head prepared (or fitted) on labels of the task."""
+        torch.manual_seed(seed)
+        model = build(self.resolved, head=True)
+        sample = self.sample(100)
+        if self.kind == "table head":
+            model.head.fit(sample.z, sample.y)
+        elif self.kind == "head":
+            model.head.prepare(sample.y)
+        return model
+
+    def part(self, model: Model) -> Component:
+        """The component under test."""
+        parts = {"encoder": model.encoder, "decoder": model.decoder, "head": model.head, "table head": model.head}
+        return parts[self.kind] if self.kind in parts else model.regularizers[0]
+
+    def sample(self, rows: int = ROWS) -> Sample:
+        """The same rows each time, whatever torch's generator."""
+        generator = torch.Generator().manual_seed(rows)
+        shapes, names = self.resolved.shapes, NAMES[self.task]
+        label = torch.arange(rows) % len(names)
+        z = 4.0 * torch.eye(len(names), shapes.latent)[label] + 0.3 * torch.randn(rows, shapes.latent, generator=generator)
+        y = {
+            "classes": lambda: label,
+            "regression": lambda: 100.0 + 7.0 * torch.randn(rows, len(names), generator=generator),
+            "multilabel": lambda: torch.randint(2, (rows, len(names)), generator=generator).float(),
+        }[self.task]()
+        return Sample(torch.rand(rows, *shapes.x, generator=generator), z, y)
+
+
+class Subject:
+    """The component under test with its options, and the worlds it accepts."""
+
+    def __init__(self, cls: type, kind: str, partners: Sequence[type], options: dict[str, Any]) -> None:
+        self.cls, self.kind, self.partners, self.options = cls, kind, partners, options
+
+    @cached_property
+    def worlds(self) -> list[World]:
+        """One a shape of samples, and for heads one a task, each the first that `check` does not refuse.
+
+        Raises Finding when it refuses all of them, PluginError when the registry does.
+        """
+        registry = self.registry()
+        shapes = [("vector", SHAPES["vector"])] if "head" in self.kind else list(SHAPES.items())
+        tasks = sorted(self.cls.tasks) if "head" in self.kind else ["classes"]
+        found, complaint = [], ""
+        for (sample, shape), task in itertools.product(shapes, tasks):
+            card = Card(
+                name="contract",
+                x=X(kind=sample, dtype="float32", shape=shape, range=(0.0, 1.0)),
+                y=Y(task=task, names=NAMES[task]),
+                splits={"train": Split(rows=ROWS, shards=())},
+            )
+            for tree in self._recipes():
+                try:
+                    found.append(World(self.kind, resolve(recipes.parse(tree), registry, card, "contract")))
+                    break
+                except RecipeError as error:
+                    complaint = complaint or str(error)
+        if not found:
+            raise Finding(f"refused every recipe that the kit offers; the first complaint: {complaint}")
+        return found
+
+    def registry(self) -> Registry:
+        """The companions, the partners and the component itself as a plugin. Raises PluginError when the registry refuses."""
+        registry = Registry()
+        registry.add("kit", companions.Plugin())
+        registry.add("subject", plugin_of([self.cls, *self.partners]))
+        return registry
+
+    def _recipes(self) -> Iterator[dict[str, Any]]:
+        """Recipes with the component in its place, plainest first."""
+        encoders: list[dict] = [{"name": "kit/plain", "posterior": posterior} for posterior in ("point", "diag")]
+        parts = {"encoder": encoders, "decoder": [{"name": "kit/plain"}], "head": [{"name": "kit/plain"}]}
+        for partner in self.partners:
+            if partner.kind in parts:
+                parts[partner.kind].append({"name": f"subject/{partner.name}"})
+        itself = {**self.options, "name": f"subject/{self.cls.name}"}
+        regularizers = [itself] if self.kind == "regularizer" else []
+        if self.cls.kind in parts:
+            parts[self.cls.kind] = [itself]
+        for latent, encoder, decoder, head in itertools.product(LATENTS, *parts.values()):
+            model = {"latent_dim": latent, "encoder": encoder, "decoder": decoder, "head": head, "regularizers": regularizers}
+            yield {"name": "contract", "data": {"path": ".", "scale": "none"}, "model": model, "finetune": FINETUNE}
+
+
+FINETUNE = {
+    "mode": "joint",
+    "alpha": 1.0,
+    "epochs": 1,
+    "batch_size": 8,
+    "optimizer": {"name": "adam", "lr": 0.01},
+    "schedule": {"name": "constant"},
+    "ema": 0.9,
+    "log_every": 1,
+}
+
+
+def plugin_of(classes: Sequence[type]) -> object:
+    """An object with the hooks that offer these classes."""
+
+    def offering(kind: str) -> Any:
+        bases = [base for name, base in KINDS.items() if kind in name]
+        return lambda: [cls for cls in dict.fromkeys(classes) if issubclass(cls, tuple(bases))]
+
+    plugin = type("Plugin", (), {})()
+    for kind in ("encoder", "decoder", "regularizer", "head", "source"):
+        setattr(plugin, f"ssl_ae_{kind}s", hookimpl(offering(kind)))
+    return plugin

@@ -1,0 +1,1 @@
+"""Measurements behind the README's claims, each repeated by one command."""

@@ -1,0 +1,80 @@
+"""A tiny recipe on a small real data set, and runs of it that tests copy rather than make again."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from command_line import call, with_fields, write_yaml
+
+TINY = {
+    "name": "tiny",
+    "data": {"labels": {"per_class": 3}},
+    "model": {
+        "latent_dim": 5,
+        "encoder": {"name": "mlp", "widths": [17], "posterior": "diag"},
+        "decoder": {"name": "mlp", "likelihood": "bernoulli"},
+        "regularizers": [{"name": "kl"}],
+    },
+    "pretrain": {"epochs": 2, "batch_size": 128},
+    "finetune": {"epochs": 2, "batch_size": 128},
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """scikit-learn's 1,797 digits, packed: 1,298 train, 144 val, 355 test."""
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    assert call("data", "pack", "digits", folder).code == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty current folder. Runs keep their journal for later, because delivering it to MLflow costs seconds a stage."""
+    for name in os.environ:
+        if name.startswith("MLFLOW_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SSL_AE_TRACKING", "journal")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def recipe(here, digits):
+    """Writes TINY with fields replaced: `recipe({"model.latent_dim": 3})`."""
+
+    def write(fields: dict[str, object] | None = None, name: str = "recipe.yaml") -> Path:
+        return write_yaml(here / name, with_fields(TINY, {"data.path": str(digits), **(fields or {})}))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, digits) -> Path:
+    """A run folder of TINY: pretrained, extracted, finetuned sequentially and jointly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_AE_TRACKING", "journal")
+        folder = tmp_path_factory.mktemp("finished")
+        patch.chdir(folder)
+        path = write_yaml(folder / "recipe.yaml", with_fields(TINY, {"data.path": str(digits)}))
+        assert call("pretrain", path).code == 0
+        assert call("extract", "runs/tiny").code == 0
+        assert call("finetune", path).code == 0
+        assert call("finetune", path, "--joint").code == 0
+    return folder / "runs" / "tiny"
+
+
+@pytest.fixture
+def finetuned(finished, here) -> Path:
+    """A copy of `finished` as runs/tiny under the current folder."""
+    return shutil.copytree(finished, here / "runs" / "tiny")
+
+
+@pytest.fixture
+def pretrained(finetuned) -> Path:
+    """The same before it was finetuned and extracted."""
+    for name in ("finetune", "baselines", "latents"):
+        shutil.rmtree(finetuned / name)
+    return finetuned

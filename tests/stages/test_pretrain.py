@@ -1,0 +1,160 @@
+"""pretrain: what it leaves in the run folder, and what its weights depend on."""
+
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import yaml
+from command_line import call, snapshot
+from PIL import Image
+from safetensors import safe_open
+
+from ssl_ae.data.dataset import DataSet
+
+
+def test_the_run_folder(recipe, here):
+    answer = call("pretrain", recipe(), "--json").json
+    assert answer["status"] == "done"
+    stage = here / "runs" / "tiny" / "pretrain"
+    assert {path.name for path in stage.iterdir()} == {
+        "checkpoint", "figures", "journal", "card.json", "metrics.json", "model.safetensors", "recipe.yaml", "stage.json",
+    }  # fmt: skip
+    # 1,298 rows in steps of 128: epoch 1 ends at step ceil(1298 / 128) = 11, epoch 2 at ceil(2596 / 128) = 21
+    assert {path.name for path in (stage / "checkpoint").iterdir()} == {"step-0000000011", "step-0000000021"}
+    assert {path.name for path in (stage / "figures").iterdir()} == {"learning_curves.png", "reconstructions.png"}
+    assert json.loads((stage / "metrics.json").read_text()) == answer["metrics"]
+    assert {path.name for path in stage.parent.iterdir()} == {"pretrain", "journal", "card.json", "recipe.yaml", ".lock"}
+
+
+def test_labels_are_not_used(recipe, here, digits):
+    """The same bytes with the label table gone."""
+    bare = shutil.copytree(digits, here / "bare")
+    card = json.loads((bare / "card.json").read_text())
+    (bare / "labels.parquet").unlink()
+    (bare / "card.json").write_text(json.dumps(card | {"y": None, "labels_sha256": None}))
+    assert call("pretrain", recipe(), "--out", "a").code == 0
+    assert call("pretrain", recipe({"data.path": str(bare), "data.labels": "all"}), "--out", "b").code == 0
+    assert (here / "a/pretrain/model.safetensors").read_bytes() == (here / "b/pretrain/model.safetensors").read_bytes()
+
+
+def test_the_same_run_in_two_folders_gives_the_same_bytes(recipe, here, pretrained):
+    assert call("pretrain", recipe({"name": "another"})).code == 0
+    first, second = pretrained / "pretrain", here / "runs" / "another" / "pretrain"
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    with safe_open(second / "model.safetensors", "np") as file:
+        assert file.metadata() == {"fingerprint": json.loads((second / "stage.json").read_text())["fingerprint"]}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"data.labels": "all"},
+        {"data.labels": {"total": 500, "seed": 7}},
+        {"finetune.alpha": 0.5, "finetune.mode": "joint"},
+        {"finetune.epochs": 7, "finetune.ema": 0.9},
+        {"model.head": {"name": "knn"}},
+        {"data.residency": "stream"},
+        {"name": "renamed"},
+        {"stages": ["pretrain"]},
+    ],
+)
+def test_what_pretraining_does_not_read_never_invalidates_it(recipe, pretrained, fields):
+    before = snapshot(pretrained)
+    answer = call("pretrain", recipe(fields), "--out", pretrained, "--json")
+    assert answer.json["status"] == "skipped", answer.stderr
+    assert snapshot(pretrained) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"seed": 1}, "  seed: 0 -> 1"),
+        ({"pretrain.epochs": 3}, "  pretrain.epochs: 2 -> 3"),
+        ({"model.regularizers": []}, "  model.regularizers.0.name: builtins/kl -> nothing"),
+        ({"model.decoder.likelihood": "gaussian"}, "  model.decoder.likelihood: bernoulli -> gaussian"),
+        ({"precision": "bf16"}, "  precision: fp32 -> bf16"),
+    ],
+)
+def test_what_pretraining_reads_does(recipe, pretrained, fields, line):
+    answer = call("pretrain", recipe(fields), "--out", pretrained)
+    assert answer.code == 2
+    assert line in answer.stderr.splitlines()
+
+
+def test_restart_makes_it_anew_under_the_changed_recipe(recipe, pretrained):
+    before = (pretrained / "pretrain" / "model.safetensors").read_bytes()
+    answer = call("pretrain", recipe({"model.latent_dim": 7}), "--restart", "--json")
+    assert answer.json["status"] == "done"
+    assert (pretrained / "pretrain" / "model.safetensors").read_bytes() != before
+    assert yaml.safe_load((pretrained / "recipe.yaml").read_text())["model"]["latent_dim"] == 7
+
+
+def test_restart_of_a_recipe_that_is_refused_keeps_what_there_is(recipe, pretrained):
+    before = snapshot(pretrained)
+    assert call("pretrain", recipe({"data.scale": "none"}), "--restart").code == 2
+    assert snapshot(pretrained) == before
+
+
+def test_a_stored_recipe_is_a_recipe(recipe, pretrained, here):
+    """It says every default, full names, versions and absolute paths, and makes the same run again."""
+    stored = yaml.safe_load((pretrained / "recipe.yaml").read_text())
+    assert stored["model"]["encoder"]["name"] == "builtins/mlp"
+    assert stored["model"]["decoder"]["widths"] == [17]  # the encoder's, mirrored
+    assert stored["components"]["encoder builtins/mlp"]["version"] == 1
+    assert stored["components"]["encoder builtins/mlp"]["distribution"].startswith("ssl-ae ")
+    assert stored["data"]["path"].startswith("/")
+    assert len(stored["data"]["card_sha256"]) == 64
+    assert call("pretrain", pretrained / "recipe.yaml", "--out", pretrained, "--json").json["status"] == "skipped"
+    assert call("pretrain", pretrained / "recipe.yaml", "--out", "again").code == 0
+    model = "pretrain/model.safetensors"
+    assert (here / "again" / model).read_bytes() == (pretrained / model).read_bytes()
+
+
+def test_streaming_trains_as_resident_data_does(recipe, pretrained):
+    """In another order of the rows, so to other bits; over 2 epochs the same error to a few per cent."""
+    answer = call("pretrain", recipe({"data.residency": "stream"}), "--out", "streamed", "--json")
+    assert "data streamed" in answer.stderr
+    resident = json.loads((pretrained / "pretrain" / "metrics.json").read_text())
+    assert answer.json["metrics"]["val/loss"] == pytest.approx(resident["val/loss"], rel=0.03)
+
+
+def test_shards_made_elsewhere_train_without_packing(recipe, here, digits):
+    """One PNG and one class a sample, as `webdataset`'s tools write them."""
+    data = DataSet.open(digits).split("train")
+    x, labels = data.read(np.arange(203)), DataSet.open(digits).labels("train")
+    (here / "foreign").mkdir()
+    for shard in range(2):
+        with tarfile.open(here / "foreign" / f"part-{shard:03d}.tar", "w") as tar:
+            for row in range(shard, 203, 2):
+                png = io.BytesIO()
+                Image.fromarray(x[row, 0] * 15).save(png, "png")
+                for ending, content in (("png", png.getvalue()), ("cls", str(labels[row]).encode())):
+                    info = tarfile.TarInfo(f"{row:05d}.{ending}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    before = snapshot(here / "foreign")
+    path = recipe({"data.path": "foreign", "data.labels": "all"})
+    assert call("pretrain", path).code == 0
+    answer = call("finetune", path, "--json")
+    assert "183 labels of 183 train rows" in answer.stderr  # 203 - floor(203 / 10)
+    assert answer.json["metrics"]["val/pca-logistic/accuracy"] > 0.5  # chance is 0.1
+    assert snapshot(here / "foreign") == before
+
+
+def test_a_named_data_set_is_packed_on_first_use(recipe, here):
+    path = recipe({"data.path": "data/digits", "data.source": "digits"})
+    first = call("pretrain", path)
+    assert first.code == 0
+    assert "packing digits into data/digits (first use)" in first.stderr
+    assert "packing" not in call("pretrain", path, "--out", "again").stderr
+
+
+def test_early_stopping_stops(recipe, here):
+    fields = {"pretrain.epochs": 40, "pretrain.early_stopping": {"patience": 1}, "pretrain.optimizer": {"name": "sgd", "lr": 1e-12}}
+    answer = call("pretrain", recipe(fields), "--json").json  # at this rate nothing moves: the second epoch is no better
+    steps = sorted(path.name for path in (here / "runs/tiny/pretrain/checkpoint").iterdir())
+    assert answer["status"] == "done"
+    assert int(steps[-1].removeprefix("step-")) < 40 * 1_298 / 128 / 2
