@@ -32,6 +32,7 @@ class Component(nn.Module):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1  # raise it when stored weights or options change their meaning
+    upgrades_from: ClassVar[frozenset[int]] = frozenset()  # older versions whose weights `upgrade` can rewrite
     kind: ClassVar[str]
     engine_options: ClassVar[frozenset[str]] = ENGINE_OPTIONS
     Config: ClassVar[type[Config]] = Config
@@ -57,9 +58,9 @@ class Component(nn.Module):
         return ()
 
     @classmethod
-    def upgrade(cls, version: int, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Weights stored by `version`, rewritten for this one; None when that cannot be done."""
-        return None
+    def upgrade(cls, version: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights stored by one of the versions `upgrades_from`, rewritten for this one; names are the component's own."""
+        raise NotImplementedError(f"{cls.__qualname__} declares upgrades_from without an upgrade")
 
 
 class Encoder(Component):

@@ -22,14 +22,18 @@ TIMEOUT = timedelta(minutes=3)  # a rank that is silent for longer is gone
 
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[torch.device]:
-    """Join the ranks that torchrun started, and yield this rank's device."""
+    """Join the ranks that torchrun started, and yield this rank's device. One inside another is the outer one.
+
+    A process joins once: ranks that left cannot meet again.
+    """
     chosen = choose_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield chosen
-        return
-    if chosen.type == "cuda":
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(chosen)
+    if not several or dist.is_initialized():
+        yield chosen
+        return
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield chosen

@@ -136,12 +136,11 @@ def confusion_matrix(path: Path, labels: np.ndarray, predictions: np.ndarray, cl
 
 
 def latent_map(path: Path, latents: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str] = ()) -> Path:
-    """The latents (n, K) in the plane: as they are for K = 2, by t-SNE for K > 2 (van der Maaten & Hinton 2008), as a histogram
-    for K = 1.
+    """The latents (n, K) in the plane: a histogram for K = 1, as they are for K = 2, else by t-SNE (van der Maaten & Hinton 2008).
 
-    Whole-number labels (n,) are classes, -1 unlabelled (grey). Floating labels (n,) or (n, T) are regression targets,
-    NaN unlabelled: the first target, `class_names[0]`, is the colour, and the height where K = 1. More than 5,000 rows
-    (1,500 for t-SNE) are drawn from with a fixed seed; labelled rows fill at least half of the places while they last, for they are few.
+    Whole-number labels (n,) are classes, -1 unlabelled (grey). Floating labels (n,) or (n, T) are regression targets, NaN
+    unlabelled: the first target, `class_names[0]`, is the colour, and the height where K = 1. More than 5,000 rows (1,500 for
+    t-SNE) are drawn from with a fixed seed; labelled rows fill at least half of the places while they last, for they are few.
     """
     latents = np.asarray(latents)
     labels = np.full(len(latents), -1) if labels is None else np.asarray(labels)

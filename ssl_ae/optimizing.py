@@ -21,15 +21,20 @@ def build_optimizer(options: recipes.Optimizer, parameters: Sequence[nn.Paramete
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if options.name == "sgd":
-        sgd = SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)
-        if (
-            options.momentum
-        ):  # torch leaves the buffers uninitialised when the very first step is skipped; zeros give the same first step
-            for parameter in parameters:
-                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        return sgd
-    return {"adam": Adam, "adamw": AdamW}[options.name](groups, lr=options.lr, betas=options.betas, fused=True)
+    kinds = {
+        "adamw": lambda: AdamW(groups, lr=options.lr, betas=options.betas, fused=True),
+        "adam": lambda: Adam(groups, lr=options.lr, betas=options.betas, fused=True),
+        "sgd": lambda: _with_momentum(SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)),
+    }
+    return kinds[options.name]()
+
+
+def _with_momentum(sgd: SGD) -> SGD:
+    """Zero buffers from the start give the same first step; torch would leave them unset when that step is skipped."""
+    for group in sgd.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 def build_schedule(options: recipes.Schedule, optimizer: Optimizer, steps: int) -> LambdaLR:

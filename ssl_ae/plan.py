@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ssl_ae.components import Regularizer
 from ssl_ae.data.loading import Draw
 from ssl_ae.errors import RecipeError
 from ssl_ae.model import Model
@@ -131,7 +130,6 @@ def weight_penalties(resolved: Resolved, model: Model) -> Objective:
 def _sum_of(resolved: Resolved, model: Model, wanted) -> Objective:
     total = Objective()
     for part, regularizer in zip(resolved.regularizers, model.regularizers, strict=True):
-        assert isinstance(regularizer, Regularizer)
         if "penalty" in regularizer.verbs and wanted(regularizer):
             total = total + penalty(regularizer, Weight(part.weight, part.warmup_steps))
     return total

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+WIDE = 10_000  # characters: rows of a table are not cut where no terminal limits them
 LINES_EVERY_SECONDS = 10.0  # between two plain lines of one bar
 
 
@@ -19,6 +20,8 @@ class Reporter:
 
     def __init__(self, silent: bool = False) -> None:
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = WIDE
         self.silent = silent
         self.warnings: list[str] = []
 
@@ -46,7 +49,7 @@ class Reporter:
             return
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right", header_style="dim")
+            table.add_column(column, justify="left" if i == 0 else "right", header_style="dim", overflow="fold")
         for row in rows:
             table.add_row(*row)
         self.console.print(table)

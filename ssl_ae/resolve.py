@@ -26,6 +26,7 @@ class Part:
     weight: float = 1.0
     warmup_steps: int = 0
     layers: tuple[str, ...] | None = None
+    stored_version: int | None = None  # of the weights of a run that is read again
 
     @property
     def cls(self) -> type[Component]:

@@ -41,9 +41,9 @@ py-modules = ["$module"]
 """)
 
 TEST = Template("""\
-from $module import $cls
-
 import ssl_ae
+
+from $module import $cls
 
 test_contract = ssl_ae.testing.contract($cls)
 """)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 
+import ssl_ae
 from pydantic import Field
 from torch import Tensor, nn
-
-import ssl_ae
 
 
 class $cls(ssl_ae.Encoder):
@@ -51,11 +50,10 @@ from __future__ import annotations
 
 import math
 
+import ssl_ae
 from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import Distribution
-
-import ssl_ae
 
 
 class $cls(ssl_ae.Decoder):
@@ -88,11 +86,10 @@ REGULARIZER = '''\
 
 from __future__ import annotations
 
+import ssl_ae
 import torch
 from pydantic import Field
 from torch import Tensor
-
-import ssl_ae
 
 
 class $cls(ssl_ae.Regularizer):
@@ -121,11 +118,10 @@ HEAD = '''\
 
 from __future__ import annotations
 
+import ssl_ae
 from pydantic import Field
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
-
-import ssl_ae
 
 
 class $cls(ssl_ae.Head):
@@ -158,12 +154,11 @@ TABLE_HEAD = '''\
 
 from __future__ import annotations
 
+import ssl_ae
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
-
-import ssl_ae
 
 
 class $cls(ssl_ae.TableHead):

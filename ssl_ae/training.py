@@ -109,6 +109,7 @@ class Trainer:
         self.validate, self.save, self.listener = validate, save, listener or Listener()
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema)) if training.ema else None
         self.progress = Progress()
+        self._best_weights: dict[str, Tensor] = {}  # of the best epoch, where early stopping watches one
         self.step_on_device = torch.zeros((), dtype=torch.int64, device=device)
         self.generator = torch.Generator(device)
         self.runs = [self._prepare(phase, compile_step) for phase in plan.phases]
@@ -121,9 +122,17 @@ class Trainer:
         return self.average.module if self.average else self.model
 
     def run(self) -> Progress:
-        """Train to the plan's end, or to early stopping. Raises Stopped after saving, NonFiniteError."""
-        if self._patience_is_over():  # it was killed after its last checkpoint
-            return self.progress
+        """Train to the plan's end, or to early stopping, which keeps the weights of the best epoch.
+
+        Raises Stopped after saving, NonFiniteError.
+        """
+        if not self._patience_is_over():  # else it was killed after its last checkpoint
+            self._run()
+        if self._best_weights:
+            self.result.load_state_dict(self._best_weights)
+        return self.progress
+
+    def _run(self) -> None:
         last = self.plan.steps
         requests = ((self.runs[phase].phase.draw, k) for phase, k in map(self.plan.at, range(self.progress.step, last)))
         ends = {self.plan.epoch_end(epoch): epoch for epoch in range(1, self._epochs() + 1)}
@@ -144,7 +153,6 @@ class Trainer:
                 if (distributed.world() == 1 or reading) and distributed.any_rank(asked_to_stop.is_set(), self.device):
                     self.save(self.checkpoint())
                     raise Stopped(f"stopped after step {step + 1} of {last}; the place is saved. Run the same command to go on.")
-        return self.progress
 
     def make_step(self, run: PhaseRun, batches: Sequence[Batch]) -> None:
         """One optimizer step over micro-batches. The host never waits for the device here."""
@@ -257,12 +265,12 @@ class Trainer:
         skipped = sum(int(each.watch.skipped) for each in self.runs)
         for each in self.runs:
             steps = int(each.steps)
+            values = {"train/skipped_steps": float(skipped)} if skipped else {}
             if steps:
                 sums = distributed.sum_over_ranks(each.shares.double()) / steps
-                values = {f"train/{name}": float(value) for name, value in zip(each.terms, sums, strict=True)}
+                values |= {f"train/{name}": float(value) for name, value in zip(each.terms, sums, strict=True)}
                 values["train/lr"] = each.optimizer.param_groups[0]["lr"]
-                if skipped:
-                    values["train/skipped_steps"] = float(skipped)
+            if values:
                 self.progress.history.append({"step": self.progress.step, **values})
                 self.listener.measured(self.progress.step, values)
             each.shares.zero_()
@@ -294,6 +302,7 @@ class Trainer:
         value = -value if early.metric.endswith("accuracy") else value
         if self.progress.best is None or value < self.progress.best:
             self.progress.best, self.progress.best_epoch = value, self.progress.epoch
+            self._best_weights = {name: weight.detach().clone() for name, weight in self.result.state_dict().items()}
 
     def _patience_is_over(self) -> bool:
         early = self.training.early_stopping
@@ -309,6 +318,7 @@ class Trainer:
             "sums": [{"shares": run.shares, "steps": run.steps} for run in self.runs],
             "watches": [run.watch.state() for run in self.runs],
             "average": self.average.state_dict() if self.average else {},
+            "best": self._best_weights,
         }
         return Checkpoint(self.model.state_dict(), state, dict(vars(self.progress)))
 
@@ -326,6 +336,7 @@ class Trainer:
             run.watch.load(watch)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        self._best_weights = state["best"]
         self.progress = Progress(**checkpoint.progress)
         self.step_on_device.fill_(self.progress.step)
 

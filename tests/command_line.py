@@ -93,3 +93,22 @@ def snapshot(folder: Path) -> dict[str, str]:
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
     }
+
+
+def refused(*words: object, by=call) -> str:
+    """The message of a command that must refuse its input and leave the current folder as it is."""
+    before = snapshot(Path.cwd())
+    answer = by(*words)
+    assert answer.code == 2, answer
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("error: ")
+    assert answer.stderr.count("error:") == 1
+    assert "Traceback" not in answer.stderr
+    assert snapshot(Path.cwd()) == before
+    return answer.stderr.removeprefix("error: ").rstrip("\n")
+
+
+def one_line(*words: object) -> str:
+    message = refused(*words)
+    assert "\n" not in message
+    return message

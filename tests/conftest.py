@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import call, with_fields, write_yaml
 
@@ -49,6 +50,21 @@ def recipe(here, digits):
         return write_yaml(here / name, with_fields(TINY, {"data.path": str(digits), **(fields or {})}))
 
     return write
+
+
+@pytest.fixture
+def data(here, digits) -> Path:
+    """A copy of the data set that a test may damage."""
+    return shutil.copytree(digits, here / "digits")
+
+
+@pytest.fixture
+def unlabelled(here) -> Path:
+    """61 vectors of 7 numbers between -3 and 3 without labels."""
+    x = np.random.default_rng(0).uniform(-3, 3, (61, 7)).astype(np.float32)
+    np.savez(here / "x.npz", x=x)
+    assert call("data", "pack", "x.npz", "vectors").code == 0
+    return here / "vectors"
 
 
 @pytest.fixture(scope="session")

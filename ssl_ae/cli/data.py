@@ -190,9 +190,10 @@ def _show(told, report: dict) -> None:
     told.say(f"fingerprint {report['fingerprint'][:16]}" + (f", licence {report['licence']}" if report["licence"] else ""))
     splits = report["splits"]
     names = y["names"] if y and y["task"] == "classes" else []
-    rows = [
-        [name, f"{s['rows']:,}", f"{s['labeled']:,}", *(str(s["classes"].get(c, 0)) for c in names)] for name, s in splits.items()
-    ]
+    rows = []
+    for name, split in splits.items():
+        counts = [split["labeled"], *((split["classes"] or {}).get(label) for label in names)]
+        rows.append([name, f"{split['rows']:,}", *("?" if count is None else f"{count:,}" for count in counts)])
     told.table("rows", ["split", "rows", "labelled", *names], rows)
     told.table(
         "shards",

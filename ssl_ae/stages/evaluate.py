@@ -6,7 +6,6 @@ import numpy as np
 
 from ssl_ae import distributed, files
 from ssl_ae import recipe as recipes
-from ssl_ae.checkpoint import read_weights
 from ssl_ae.errors import DataError
 from ssl_ae.registry import Registry
 from ssl_ae.runs import MODEL, RECIPE, StageFolder
@@ -16,7 +15,7 @@ from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.predict import finished_method, finished_methods
 from ssl_ae.stages.report import tell_comparison
 from ssl_ae.stages.scoring import predict_rows, score
-from ssl_ae.stages.workspace import Workspace, card_with_labels, resolve_stored
+from ssl_ae.stages.workspace import Workspace, card_with_labels, read_model, resolve_stored
 
 
 def evaluate(ws: Workspace, split: str = "test", method: str | None = None) -> Outcome:
@@ -36,9 +35,7 @@ def evaluate(ws: Workspace, split: str = "test", method: str | None = None) -> O
     baselines = {rival: score(values, y, judge.card.y) for rival, values in found.items()}
     same_labels = {other for other in spaces if rivals[other] == rivals[name]}
     tell_comparison(judge, split, {name: methods[name]} | methods, baselines, same_labels)
-    outputs = {}
-    if distributed.is_main():
-        outputs = write(judge, split, chosen, methods, baselines, predictions[name], y)
+    outputs = write(judge, split, chosen, methods, baselines, predictions[name], y)
     return Outcome(
         "evaluate",
         ws.run,
@@ -61,7 +58,7 @@ def workspace_of(ws: Workspace, stage: StageFolder) -> Workspace:
 def predict_split(ws: Workspace, method: str, split: str) -> np.ndarray:
     """(N, C) probabilities or (N, T) values of a finished method."""
     model = ws.fresh_model(head=True)
-    model.load_state_dict(read_weights(ws.run / "finetune" / method / MODEL))
+    model.load_state_dict(read_model(ws.resolved, ws.run / "finetune" / method / MODEL))
     return predict_rows(model, ws.labeled_feed(split)).values
 
 
@@ -78,19 +75,22 @@ def write(
     from ssl_ae import figures
 
     stage = StageFolder(ws.run / "evaluate" / split)
-    files.make_folder(stage.path)
-    ws.keep_recipe(stage.path)
-    report = {"split": split, "method": chosen.path.name, "rows": len(y), "methods": methods, "baselines": baselines}
-    files.write_json(stage.path / "metrics.json", report)
     outputs = {"report": stage.path / "metrics.json"}
+    if ws.card.y.task == "classes":
+        outputs["confusion"] = stage.path / "figures" / f"confusion_{split}.png"
+    report = {"split": split, "method": chosen.path.name, "rows": len(y), "methods": methods, "baselines": baselines}
+    with distributed.main_first() as main:
+        if main:
+            files.make_folder(stage.path)
+            ws.keep_recipe(stage.path)
+            files.write_json(outputs["report"], report)
+            if "confusion" in outputs:
+                figures.confusion_matrix(outputs["confusion"], y, predictions.argmax(1), ws.card.y.names)
     with ws.tracker(stage, f"evaluate/{split}") as tracker:
-        for kind in (methods, baselines):
-            for name, scores in kind.items():
+        if distributed.is_main():
+            for name, scores in (methods | baselines).items():
                 tracker.metrics({f"{split}/{name}/{key}": value for key, value in scores.items()}, step=0)
-        tracker.metrics({f"{split}/{key}": value for key, value in methods[chosen.path.name].items()}, step=0)
-        tracker.artifact(stage.path / "metrics.json")
-        if ws.card.y.task == "classes":
-            path = stage.path / "figures" / f"confusion_{split}.png"
-            outputs["confusion"] = figures.confusion_matrix(path, y, predictions.argmax(1), ws.card.y.names)
-            tracker.artifact(path, "figures")
+            tracker.metrics({f"{split}/{key}": value for key, value in methods[chosen.path.name].items()}, step=0)
+            for name, path in outputs.items():
+                tracker.artifact(path, "" if name == "report" else "figures")
     return outputs

@@ -11,7 +11,7 @@ import torch
 from ssl_ae import distributed, files, latents
 from ssl_ae.data.dataset import DataSet
 from ssl_ae.data.loading import Feed
-from ssl_ae.errors import DataError
+from ssl_ae.errors import DataError, listing
 from ssl_ae.model import Model, frozen
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
@@ -127,6 +127,12 @@ def other_data(ws: Workspace, path: Path) -> DataSet:
         raise DataError(
             f"{path} holds samples of shape {theirs.shape} and range {theirs.range}; "
             f"the model of {ws.run} takes {ours.shape} and range {ours.range}."
+        )
+    if theirs.features != ours.features:
+        found, expected = (listing(x.features or ("unnamed",), "and") for x in (theirs, ours))
+        raise DataError(
+            f"the columns of {path} are {found} instead of {expected}, as in {ws.data.path}. "
+            "Pack the source again with its columns in that order."
         )
     return data
 

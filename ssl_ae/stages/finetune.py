@@ -16,6 +16,7 @@ from ssl_ae.errors import CheckpointError, RecipeError
 from ssl_ae.model import Model, on_codes
 from ssl_ae.plan import finetuning, head_training
 from ssl_ae.recipe import Finetune
+from ssl_ae.resolve import Resolved
 from ssl_ae.runs import StageFolder, diff
 from ssl_ae.stages.baselines import fit_baselines, predict_baselines
 from ssl_ae.stages.extract import extract
@@ -37,7 +38,7 @@ def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = Non
     `pretrained` is the run folder that weights and latents come from, this one unless given.
     """
     training = ws.recipe.finetune
-    check_mode(ws, training)
+    check_mode(ws.resolved)
     labels = labels_of(ws)
     origin = Workspace(ws.resolved, ws.data, pretrained or ws.run, ws.device, ws.reporter)
     if uses_pretrained(training):
@@ -83,7 +84,8 @@ def train_head(
     tables = {split: origin.run / "latents" / split for split in SPLITS}
     z = {split: latents.read(table).z for split, table in tables.items()}
     for split, table in tables.items():
-        tracker.dataset(f"latents-{split}", files.sha256_of(table / latents.MANIFEST), str(table.absolute()), split, len(z[split]))
+        digest = files.sha256_of(table / latents.MANIFEST)
+        tracker.dataset(f"latents-{split}", digest, str(table.absolute()), split, len(z[split]))
     model = origin.load_pretrained(origin.fresh_model(head=True))
     if origin.resolved.head.cls.fitted_at_once:
         model.head.fit(torch.from_numpy(z["train"]), torch.from_numpy(labels.y))
@@ -188,12 +190,13 @@ def choose_folder(run: Path, method: str, fields: dict[str, Any]) -> StageFolder
     return StageFolder(run / "finetune" / f"{method}-{files.digest(fields)[:8]}")
 
 
-def check_mode(ws: Workspace, training: Finetune) -> None:
-    head = ws.resolved.head
-    if head.cls.fitted_at_once and training.mode != "sequential":
+def check_mode(resolved: Resolved) -> None:
+    """Raises RecipeError when the head cannot be trained in the recipe's mode."""
+    head, mode = resolved.head, resolved.recipe.finetune.mode
+    if head.cls.fitted_at_once and mode != "sequential":
         raise RecipeError(
             f"model.head.name = {head.full_name}: is fitted on stored latents, so finetune.mode must be sequential, "
-            f"not {training.mode}. "
+            f"not {mode}. "
             "Take a differentiable head (softmax, mlp), or --sequential."
         )
 

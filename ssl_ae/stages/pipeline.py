@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ssl_ae import distributed
 from ssl_ae.progress import Reporter
 from ssl_ae.recipe import Recipe, Stage, with_fields
 from ssl_ae.registry import Registry
 from ssl_ae.stages.evaluate import evaluate
 from ssl_ae.stages.extract import extract
-from ssl_ae.stages.finetune import finetune
+from ssl_ae.stages.finetune import check_mode, finetune
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.pretrain import pretrain
-from ssl_ae.stages.workspace import open_workspace
+from ssl_ae.stages.workspace import open_data, open_workspace
 
 STAGES = {"pretrain": pretrain, "extract": extract, "finetune": finetune, "evaluate": evaluate}
 RESTARTABLE = {"pretrain", "finetune"}
+
+
+def check_all(plan: list[Stage], recipes: list[Recipe], source: str, reporter: Reporter, registry: Registry) -> None:
+    """Raise now what a later stage would refuse after an earlier one has trained for hours."""
+    for stage, chosen in zip(plan, recipes, strict=True):
+        _, resolved = open_data(chosen, registry, source, reporter)
+        if stage.stage == "finetune":
+            check_mode(resolved)
 
 
 def run_stages(recipe: Recipe, run: Path, source: str, reporter: Reporter, restart: bool = False) -> Outcome:
     """The outcome of the last stage, with every stage's outputs."""
     registry, outcomes = Registry.discover(), []
     plan = [stage if isinstance(stage, Stage) else Stage(stage=stage) for stage in recipe.stages]
-    recipes = [with_fields(recipe, stage.set, f"{source}: stages") for stage in plan]  # all are checked before the first runs
-    for stage, chosen in zip(plan, recipes, strict=True):
-        with open_workspace(chosen, run, source, reporter, registry) as ws:
-            options = {"restart": restart} if stage.stage in RESTARTABLE else {}
-            outcomes.append(STAGES[stage.stage](ws, **options))
+    recipes = [with_fields(recipe, stage.set, f"{source}: stages") for stage in plan]
+    with distributed.process_group(recipe.device):
+        check_all(plan, recipes, source, reporter, registry)
+        for stage, chosen in zip(plan, recipes, strict=True):
+            with open_workspace(chosen, run, source, reporter, registry) as ws:
+                options = {"restart": restart} if stage.stage in RESTARTABLE else {}
+                outcomes.append(STAGES[stage.stage](ws, **options))
     last = outcomes[-1]
     outputs = {}
     for outcome in outcomes[:-1]:

@@ -10,21 +10,20 @@ import numpy as np
 import torch
 
 from ssl_ae import files, recipe, runs, tables
-from ssl_ae.checkpoint import read_weights
-from ssl_ae.data.card import Card, Y
+from ssl_ae.data.card import Card, X, Y
 from ssl_ae.data.dataset import DataSet
 from ssl_ae.data.loading import Scaling
 from ssl_ae.data.pack import pack
 from ssl_ae.data.sources import PackOptions
 from ssl_ae.distributed import choose_device
-from ssl_ae.errors import CheckpointError, DataError, RecipeError
+from ssl_ae.errors import CheckpointError, DataError, RecipeError, did_you_mean, listing
 from ssl_ae.model import Model, build, frozen
 from ssl_ae.progress import Reporter
 from ssl_ae.registry import Registry
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.scoring import BATCH_ROWS, values_of
-from ssl_ae.stages.workspace import resolve_stored
+from ssl_ae.stages.workspace import read_model, resolve_stored
 from ssl_ae.trace import Batch
 
 
@@ -45,7 +44,7 @@ class Predictor:
         resolved = resolve_stored(stored, Registry.discover(), card, str(folder / runs.RECIPE))
         chosen = choose_device(device)
         model = build(resolved, head=True)
-        model.load_state_dict(read_weights(folder / runs.MODEL))
+        model.load_state_dict(read_model(resolved, folder / runs.MODEL))
         return cls(model.to(chosen).eval(), Scaling(card.x, resolved.scale).to(chosen), card, chosen)
 
     def predict(self, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -84,15 +83,14 @@ def predict(run: Path, data: str, out: Path, method: str | None = None, reporter
     predictor = Predictor.load(stage.path, recipe.load(stage.path / runs.RECIPE).device)
     keys, parts = [], []
     with tempfile.TemporaryDirectory(prefix="ssl-ae-") as aside:
-        source = open_any(data, Path(aside), reporter)
-        if source.card.x.shape != predictor.card.x.shape:
-            raise DataError(f"{data} holds samples of shape {source.card.x.shape}; the model takes {predictor.card.x.shape}.")
+        source = open_any(data, predictor.card.x, Path(aside), reporter)
+        features = features_for(predictor.card.x, source.card.x, data, reporter)
         files.make_folder(out.parent)
         for name in source.card.splits:
             split = source.split(name)
             with reporter.bar(f"predict {name}", split.rows) as advance:
                 for block in np.array_split(np.arange(split.rows), max(1, -(-split.rows // 16_384))):
-                    parts.append(predictor.predict(split.read(block)))
+                    parts.append(predictor.predict(split.read(block)[:, features]))
                     keys.append(split.keys[block])
                     advance(len(block), "")
     columns = {"key": np.concatenate(keys)} | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -107,14 +105,39 @@ def predict(run: Path, data: str, out: Path, method: str | None = None, reporter
     )
 
 
-def open_any(data: str, aside: Path, reporter: Reporter) -> DataSet:
-    """A data set as it is, or another source packed into a folder that is thrown away."""
+def open_any(data: str, x: X, aside: Path, reporter: Reporter) -> DataSet:
+    """A data set as it is, or another source packed into a folder that is thrown away, its images resized to those of `x`."""
     path = Path(data)
     if path.is_dir() and ((path / runs.CARD).exists() or list(path.glob("*.tar"))):
         return DataSet.open(path)
     reporter.say(f"reading {data}")
-    pack(data, aside / "data", PackOptions(), Registry.discover().sources())
+    sources = Registry.discover().sources()
+    resizes = x.kind == "image" and any(kind.resizes for kind in sources if kind.recognises(data))
+    pack(data, aside / "data", PackOptions(size=x.shape[1:] if resizes else None), sources)
     return DataSet.open(aside / "data")
+
+
+def features_for(model: X, given: X, place: str, reporter: Reporter) -> np.ndarray | slice:
+    """Which entries of the first axis of a sample the model takes: a vector's by name, where both sides have names.
+
+    Raises DataError for samples that the model cannot take.
+    """
+    if model.features and given.features:
+        missing = [name for name in model.features if name not in given.features]
+        if missing:
+            raise DataError(
+                f"{place} lacks {len(missing)} of the model's {len(model.features)} columns: {', '.join(missing[:10])}. "
+                f"It has {listing(given.features, 'and')}."
+            )
+        return np.array([given.features.index(name) for name in model.features])
+    if given.shape != model.shape:
+        raise DataError(f"{place} holds samples of shape {given.shape}; the model takes {model.shape}.")
+    if model.kind != "vector" and given.range != model.range:
+        reporter.warn(
+            f"the values of {place} may go from {given.range[0]:g} to {given.range[1]:g}, those that the model learned from "
+            f"went from {model.range[0]:g} to {model.range[1]:g}: make sure that they mean the same."
+        )
+    return slice(None)
 
 
 def finished_methods(run: Path) -> list[StageFolder]:
@@ -132,7 +155,5 @@ def finished_method(run: Path, method: str | None) -> StageFolder:
         return found[-1]
     names = {stage.path.name: stage for stage in found}
     if method not in names:
-        from ssl_ae.errors import did_you_mean, listing
-
         raise CheckpointError(f"--method {method}: {run} has {listing(names, 'and')}.{did_you_mean(method, names)}")
     return names[method]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssl_ae import checkpoint, distributed, files, runs
 from ssl_ae import recipe as recipes
@@ -25,7 +26,7 @@ from ssl_ae.model import Model, build
 from ssl_ae.progress import Reporter
 from ssl_ae.recipe import Recipe
 from ssl_ae.registry import Registry
-from ssl_ae.resolve import Resolved, resolve
+from ssl_ae.resolve import Part, Resolved, resolve
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.tracking import Tracker, live_store
@@ -93,7 +94,7 @@ class Workspace:
 
     def load_pretrained(self, model: Model) -> Model:
         """The pretrained encoder and decoder of this run into a model, whatever head it has."""
-        weights = checkpoint.read_weights(self.pretrained_weights())
+        weights = read_model(self.resolved, self.pretrained_weights())
         missing, unexpected = model.load_state_dict(weights, strict=False)
         stray = [name for name in missing if not name.startswith("head.")] + list(unexpected)
         if stray:
@@ -201,12 +202,7 @@ def open_workspace(
     live_store()  # a store that cannot work is told now
     with distributed.process_group(recipe.device) as device, contextlib.ExitStack() as stack:
         reporter.silent = reporter.silent or not distributed.is_main()
-        with distributed.main_first() as main:
-            if main:
-                pack_on_first_use(recipe, registry, reporter)
-        data = DataSet.open(Path(recipe.data.path))
-        _check_same_data(recipe, data)
-        resolved = resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
+        data, resolved = open_data(recipe, registry, source, reporter)
         stack.enter_context(only_writer(run))
         yield Workspace(resolved, data, run, device, reporter)
 
@@ -219,6 +215,16 @@ def only_writer(run: Path) -> Iterator[None]:
             if main:
                 stack.enter_context(runs.lock(run))
         yield
+
+
+def open_data(recipe: Recipe, registry: Registry, source: str, reporter: Reporter) -> tuple[DataSet, Resolved]:
+    """The data, packed on first use, and the recipe resolved against its card."""
+    with distributed.main_first() as main:
+        if main:
+            pack_on_first_use(recipe, registry, reporter)
+    data = DataSet.open(Path(recipe.data.path))
+    _check_same_data(recipe, data)
+    return data, resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
 
 
 def pack_on_first_use(recipe: Recipe, registry: Registry, reporter: Reporter) -> None:
@@ -238,7 +244,7 @@ def card_with_labels(recipe: Recipe, data: DataSet) -> Card:
 
 
 def resolve_stored(recipe: Recipe, registry: Registry, card: Card, source: str) -> Resolved:
-    """Resolve; a recipe that a run was made with must meet the component versions it was made with."""
+    """Resolve; a recipe that a run was made with must meet component versions that can read what it stored."""
     stored = recipe.components or {}
     try:
         resolved = resolve(recipe, registry, card, source)
@@ -247,14 +253,35 @@ def resolve_stored(recipe: Recipe, registry: Registry, card: Card, source: str) 
         if not made_with:
             raise
         raise CheckpointError(f"{error}\nThis run was made with {', '.join(made_with)}: install what is missing.") from error
-    for name, entry in resolved.versions().items():
-        before = stored.get(name)
-        if before and before["version"] != entry["version"]:
-            raise CheckpointError(
-                f"{source}: {name} was stored by version {before['version']} and version {entry['version']} is installed. "
-                f"Install {before['distribution']}."
-            )
-    return resolved
+    return replace(
+        resolved,
+        encoder=_of_stored_version(resolved.encoder, stored, source),
+        decoder=_of_stored_version(resolved.decoder, stored, source),
+        regularizers=tuple(_of_stored_version(part, stored, source) for part in resolved.regularizers),
+        head=_of_stored_version(resolved.head, stored, source),
+    )
+
+
+def _of_stored_version(part: Part, stored: dict[str, dict[str, Any]], source: str) -> Part:
+    before = stored.get(f"{part.entry.kind} {part.full_name}")
+    if before is None or before["version"] in (part.cls.version, *part.cls.upgrades_from):
+        return replace(part, stored_version=before and before["version"])
+    raise CheckpointError(
+        f"{source}: {part.entry.kind} {part.full_name} was stored by version {before['version']} and version "
+        f"{part.cls.version} is installed. Install {before['distribution']}."
+    )
+
+
+def read_model(resolved: Resolved, path: Path) -> dict[str, Tensor]:
+    """Stored weights of this model, upgraded where a component says how. Raises CheckpointError."""
+    weights = checkpoint.read_weights(path)
+    parts = {"encoder.": resolved.encoder, "decoder.": resolved.decoder, "head.": resolved.head}
+    parts |= {f"regularizers.{i}.": part for i, part in enumerate(resolved.regularizers)}
+    for prefix, part in parts.items():
+        if part.stored_version not in (None, part.cls.version):
+            own = {name.removeprefix(prefix): weights.pop(name) for name in [*weights] if name.startswith(prefix)}
+            weights |= {f"{prefix}{name}": value for name, value in part.cls.upgrade(part.stored_version, own).items()}
+    return weights
 
 
 def recipe_of(run: Path) -> Recipe:

@@ -213,8 +213,9 @@ def test_new_writes_a_component_that_keeps_the_contract(here, monkeypatch, kind)
     assert cls.name == name
     for _, check in checks_for(cls):
         check()
-    rules = ["--isolated", "--no-cache", "--line-length", "130", "--extend-select", "E,W,B,UP,RET"]
-    subprocess.run([sys.executable, "-m", "ruff", "check", *rules, folder], check=True, capture_output=True)
+    rules = ["--isolated", "--no-cache", "--line-length", "130", "--extend-select", "E,W,I,B,UP,RET"]
+    style = subprocess.run([sys.executable, "-m", "ruff", "check", *rules], cwd=folder, text=True, capture_output=True)
+    assert style.returncode == 0, style.stdout
 
 
 REFUSED = {

@@ -76,16 +76,6 @@ def test_l_x_is_the_mean_over_draws():
 # --- INPUT_GRAD
 
 
-def contraction_by_functions(model):
-    """sum_kd (dz_k / dx_d)^2 of each row, by torch.func."""
-    state = dict(model.named_parameters())
-
-    def encode(state, x):
-        return functional_call(model, {f"model.{k}": v for k, v in state.items()}, (x[None],))[0]
-
-    return lambda x: vmap(jacrev(encode, argnums=1), in_dims=(None, 0))(state, x).square().flatten(1).sum(1)
-
-
 class Features(torch.nn.Module):
     """The encoder's mean as a function of its parameters and x."""
 

@@ -153,7 +153,11 @@ def test_a_named_data_set_is_packed_on_first_use(recipe, here):
 
 
 def test_early_stopping_stops(recipe, here):
-    fields = {"pretrain.epochs": 40, "pretrain.early_stopping": {"patience": 1}, "pretrain.optimizer": {"name": "sgd", "lr": 1e-12}}
+    fields = {
+        "pretrain.epochs": 40,
+        "pretrain.early_stopping": {"patience": 1},
+        "pretrain.optimizer": {"name": "sgd", "lr": 1e-12},
+    }
     answer = call("pretrain", recipe(fields), "--json").json  # at this rate nothing moves: the second epoch is no better
     steps = sorted(path.name for path in (here / "runs/tiny/pretrain/checkpoint").iterdir())
     assert answer["status"] == "done"

@@ -62,6 +62,7 @@ class Source(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]  # one line for `ssl-ae plugins show`
+    resizes: ClassVar[bool] = False  # whether `PackOptions.size` means something to it
 
     @classmethod
     @abstractmethod

@@ -58,6 +58,7 @@ class Images(Source):
 
     name = "images"
     summary = "a folder of png and jpeg files, one sub-folder a class, or flat without labels"
+    resizes = True
 
     @classmethod
     def recognises(cls, place: str) -> bool:

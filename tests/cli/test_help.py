@@ -1,0 +1,58 @@
+"""`--help`: quick, and with an example for every command."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+from command_line import call
+
+import ssl_ae
+
+COMMANDS = [
+    ["data", "pack"], ["data", "inspect"], ["data", "list"], ["pretrain"], ["extract"], ["finetune"], ["evaluate"],
+    ["predict"], ["run"], ["recipe", "show"], ["recipe", "schema"], ["track", "sync"], ["ui"],
+]  # fmt: skip
+
+
+def test_help_costs_little_and_imports_nothing_heavy():
+    code = "import sys; sys.argv = ['ssl-ae', '--help']\n"
+    code += "from ssl_ae.cli import main\ntry: main()\nfinally: print(sorted(sys.modules))"
+    costs = []
+    for _ in range(3):  # the best of three: what other processes do to the caches is not ours
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(costs) < 0.3
+    for module in ("torch", "mlflow", "sklearn", "pydantic", "pyarrow", "matplotlib"):
+        assert f"'{module}'" not in found.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself_by_example(command):
+    answer = call(*command, "--help")
+    assert answer.code == 0
+    assert f"ssl-ae {' '.join(command)}" in answer.stdout
+    assert call(*command, "-h").stdout == answer.stdout
+
+
+def test_the_top_names_every_command():
+    found = call("--help").stdout
+    for command in ("data", "pretrain", "extract", "finetune", "evaluate", "predict", "run", "plugins", "recipe", "track", "ui"):
+        assert f"  {command} " in found
+
+
+def test_no_command_is_a_question():
+    answer = call()
+    assert "ssl-ae data pack photos/ data/photos" in answer.stdout + answer.stderr
+
+
+def test_the_version():
+    assert call("--version").stdout == f"ssl-ae {ssl_ae.__version__}\n"
+
+
+def test_a_command_that_does_not_exist():
+    answer = call("pretrian")
+    assert answer.code == 2
+    assert "No such command 'pretrian'" in answer.stderr
