@@ -34,7 +34,7 @@ FLOORS = [
     {"cli"},
 ]
 # files that make one room: a package, or the kinds of source that come in through a hook like any plugin's
-ROOMS = {"tracking": "tracking", "stages": "stages", "testing": "testing", "cli": "cli", "data.sources": "data.kinds"}
+ROOMS = {"tracking": "tracking", "figures": "figures", "stages": "stages", "testing": "testing", "cli": "cli", "data.sources": "data.kinds"}
 ROOM_OF = {
     "data.sources.targets": "data.targets",
     "data.sources": "data.sources",

@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ssl_ae import figures
+from ssl_ae.figures import page
 
 
 @pytest.fixture
@@ -204,7 +205,7 @@ def test_latent_map_names_twenty_classes_at_most(tmp_path: Path, drawn: list[Fig
 
 
 def test_class_colors_are_not_the_grey_of_unlabelled_rows() -> None:
-    for colors, count in zip(figures.CLASS_COLORS, (10, 20), strict=True):
+    for colors, count in zip(page.CLASS_COLORS, (10, 20), strict=True):
         assert len({str(color) for color in colors}) == count
         tuples = [color for color in colors if isinstance(color, tuple)]
         assert all(max(color[:3]) - min(color[:3]) > 0.05 for color in tuples)
