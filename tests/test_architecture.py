@@ -1,4 +1,4 @@
-"""The house stays as it was drawn: floors, one owner a package, short files, no technique's name in the engine. No ignore list."""
+"""The house stays as it was drawn: floors, owners, short files, no technique's name in the engine. No ignore list."""
 
 from __future__ import annotations
 
@@ -34,7 +34,14 @@ FLOORS = [
     {"cli"},
 ]
 # files that make one room: a package, or the kinds of source that come in through a hook like any plugin's
-ROOMS = {"tracking": "tracking", "figures": "figures", "stages": "stages", "testing": "testing", "cli": "cli", "data.sources": "data.kinds"}
+ROOMS = {
+    "tracking": "tracking",
+    "figures": "figures",
+    "stages": "stages",
+    "testing": "testing",
+    "cli": "cli",
+    "data.sources": "data.kinds",
+}
 ROOM_OF = {
     "data.sources.targets": "data.targets",
     "data.sources": "data.sources",

@@ -88,6 +88,10 @@ def train_head(
         tracker.dataset(f"latents-{split}", digest, str(table.absolute()), split, len(z[split]))
     model = origin.load_pretrained(origin.fresh_model(head=True))
     if origin.resolved.head.cls.fitted_at_once:
+        if labels.weight is not None:
+            origin.reporter.warn(
+                f"head {origin.resolved.head.full_name} takes every label as equally sure: the weights are not used."
+            )
         model.head.fit(torch.from_numpy(z["train"]), torch.from_numpy(labels.y))
         return model, Progress()
     model.head.prepare(torch.as_tensor(labels.y[labels.known]))

@@ -1,6 +1,6 @@
 """The linear autoencoder against scikit-learn's PCA of the same K on MNIST's test set: mean squared error and subspace.
 
-    python -m tests.benchmarks.linear_pca
+python -m tests.benchmarks.linear_pca
 """
 
 from __future__ import annotations

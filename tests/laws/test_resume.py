@@ -1,6 +1,5 @@
 """A run that was killed and resumed has the same bits as one that was not: everything a recipe can switch on at once."""
 
-
 import numpy as np
 import pytest
 import torch
