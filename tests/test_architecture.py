@@ -47,7 +47,6 @@ ROOM_OF = {
     "data.sources": "data.sources",
     "__init__": "front",
     "__main__": "front",
-    "hookspecs": "hookspecs",
 }
 
 OWNERS = {

@@ -24,7 +24,7 @@ def show(recipe: RecipePath, set_: Set = None, json: Json = False) -> None:
     from ssl_ae import recipe as recipes
     from ssl_ae.data.dataset import DataSet
     from ssl_ae.registry import Registry
-    from ssl_ae.stages.workspace import card_with_labels, resolve_stored
+    from ssl_ae.stages.stored import card_with_labels, resolve_stored
 
     chosen = load(recipe, set_)
     tree, note = chosen.model_dump(mode="json"), None

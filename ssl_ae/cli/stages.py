@@ -67,7 +67,8 @@ def extract(
     ssl-ae extract runs/mnist-vae --split test --scores
     """
     from ssl_ae.stages.extract import extract as stage
-    from ssl_ae.stages.workspace import open_workspace, recipe_of
+    from ssl_ae.stages.stored import recipe_of
+    from ssl_ae.stages.workspace import open_workspace
 
     with open_workspace(recipe_of(run), run, str(run / "recipe.yaml"), reporter()) as ws:
         outcome = stage(ws, None if split == "all" else [split], data, scores)
@@ -132,7 +133,8 @@ def evaluate(
     ssl-ae evaluate runs/mnist-vae --split test --method joint-alpha0.01
     """
     from ssl_ae.stages.evaluate import evaluate as stage
-    from ssl_ae.stages.workspace import open_workspace, recipe_of
+    from ssl_ae.stages.stored import recipe_of
+    from ssl_ae.stages.workspace import open_workspace
 
     with open_workspace(recipe_of(run), run, str(run / "recipe.yaml"), reporter()) as ws:
         outcome = stage(ws, split, method)

@@ -15,7 +15,8 @@ from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.predict import finished_method, finished_methods
 from ssl_ae.stages.report import tell_comparison
 from ssl_ae.stages.scoring import predict_rows, score
-from ssl_ae.stages.workspace import Workspace, card_with_labels, read_model, resolve_stored
+from ssl_ae.stages.stored import card_with_labels, read_model, resolve_stored
+from ssl_ae.stages.workspace import Workspace
 
 
 def evaluate(ws: Workspace, split: str = "test", method: str | None = None) -> Outcome:

@@ -23,7 +23,7 @@ from ssl_ae.registry import Registry
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.scoring import BATCH_ROWS, values_of
-from ssl_ae.stages.workspace import read_model, resolve_stored
+from ssl_ae.stages.stored import read_model, resolve_stored
 from ssl_ae.trace import Batch
 
 

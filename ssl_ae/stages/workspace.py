@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ssl_ae import checkpoint, distributed, files, runs
+from ssl_ae import distributed, files, runs
 from ssl_ae import recipe as recipes
 from ssl_ae.data.card import Card
 from ssl_ae.data.dataset import DataSet
@@ -21,14 +20,15 @@ from ssl_ae.data.labels import aligned
 from ssl_ae.data.loading import Feed, Scaling
 from ssl_ae.data.pack import pack
 from ssl_ae.data.sources import PackOptions
-from ssl_ae.errors import CheckpointError, DataError, PluginError
+from ssl_ae.errors import CheckpointError, DataError
 from ssl_ae.model import Model, build
 from ssl_ae.progress import Reporter
 from ssl_ae.recipe import Recipe
 from ssl_ae.registry import Registry
-from ssl_ae.resolve import Part, Resolved, resolve
+from ssl_ae.resolve import Resolved
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
+from ssl_ae.stages.stored import card_with_labels, read_model, resolve_stored
 from ssl_ae.tracking import Tracker, live_store
 
 
@@ -233,63 +233,6 @@ def pack_on_first_use(recipe: Recipe, registry: Registry, reporter: Reporter) ->
         return
     reporter.say(f"packing {recipe.data.source} into {path} (first use)")
     pack(recipe.data.source, path, PackOptions(), registry.sources())
-
-
-def card_with_labels(recipe: Recipe, data: DataSet) -> Card:
-    """The card; where only the user's label file says what labels mean, with that."""
-    labels = recipe.data.labels
-    if data.card.y is None and isinstance(labels, str) and labels != "all":
-        return data.card.model_copy(update={"y": data.read_labels(Path(labels)).y})
-    return data.card
-
-
-def resolve_stored(recipe: Recipe, registry: Registry, card: Card, source: str) -> Resolved:
-    """Resolve; a recipe that a run was made with must meet component versions that can read what it stored."""
-    stored = recipe.components or {}
-    try:
-        resolved = resolve(recipe, registry, card, source)
-    except PluginError as error:
-        made_with = sorted({entry["distribution"] for entry in stored.values()})
-        if not made_with:
-            raise
-        raise CheckpointError(f"{error}\nThis run was made with {', '.join(made_with)}: install what is missing.") from error
-    return replace(
-        resolved,
-        encoder=_of_stored_version(resolved.encoder, stored, source),
-        decoder=_of_stored_version(resolved.decoder, stored, source),
-        regularizers=tuple(_of_stored_version(part, stored, source) for part in resolved.regularizers),
-        head=_of_stored_version(resolved.head, stored, source),
-    )
-
-
-def _of_stored_version(part: Part, stored: dict[str, dict[str, Any]], source: str) -> Part:
-    before = stored.get(f"{part.entry.kind} {part.full_name}")
-    if before is None or before["version"] in (part.cls.version, *part.cls.upgrades_from):
-        return replace(part, stored_version=before and before["version"])
-    raise CheckpointError(
-        f"{source}: {part.entry.kind} {part.full_name} was stored by version {before['version']} and version "
-        f"{part.cls.version} is installed. Install {before['distribution']}."
-    )
-
-
-def read_model(resolved: Resolved, path: Path) -> dict[str, Tensor]:
-    """Stored weights of this model, upgraded where a component says how. Raises CheckpointError."""
-    weights = checkpoint.read_weights(path)
-    parts = {"encoder.": resolved.encoder, "decoder.": resolved.decoder, "head.": resolved.head}
-    parts |= {f"regularizers.{i}.": part for i, part in enumerate(resolved.regularizers)}
-    for prefix, part in parts.items():
-        if part.stored_version not in (None, part.cls.version):
-            own = {name.removeprefix(prefix): weights.pop(name) for name in [*weights] if name.startswith(prefix)}
-            weights |= {f"{prefix}{name}": value for name, value in part.cls.upgrade(part.stored_version, own).items()}
-    return weights
-
-
-def recipe_of(run: Path) -> Recipe:
-    """The recipe a run folder was made with. Raises CheckpointError for a folder that is no run."""
-    path = run / runs.RECIPE
-    if not path.exists():
-        raise CheckpointError(f"{run} is no run folder: it has no {runs.RECIPE}. Run `ssl-ae pretrain RECIPE --out {run}` first.")
-    return recipes.load(path)
 
 
 def _check_same_data(recipe: Recipe, data: DataSet) -> None:

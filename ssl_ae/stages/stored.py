@@ -1,0 +1,75 @@
+"""Reading back what a run was made with: its recipe, against the plugins of today, and its weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ssl_ae import checkpoint, runs
+from ssl_ae import recipe as recipes
+from ssl_ae.data.card import Card
+from ssl_ae.data.dataset import DataSet
+from ssl_ae.errors import CheckpointError, PluginError
+from ssl_ae.recipe import Recipe
+from ssl_ae.registry import Registry
+from ssl_ae.resolve import Part, Resolved, resolve
+
+
+def card_with_labels(recipe: Recipe, data: DataSet) -> Card:
+    """The card; where only the user's label file says what labels mean, with that."""
+    labels = recipe.data.labels
+    if data.card.y is None and isinstance(labels, str) and labels != "all":
+        return data.card.model_copy(update={"y": data.read_labels(Path(labels)).y})
+    return data.card
+
+
+def resolve_stored(recipe: Recipe, registry: Registry, card: Card, source: str) -> Resolved:
+    """Resolve; a recipe that a run was made with must meet component versions that can read what it stored."""
+    stored = recipe.components or {}
+    try:
+        resolved = resolve(recipe, registry, card, source)
+    except PluginError as error:
+        made_with = sorted({entry["distribution"] for entry in stored.values()})
+        if not made_with:
+            raise
+        raise CheckpointError(f"{error}\nThis run was made with {', '.join(made_with)}: install what is missing.") from error
+    return replace(
+        resolved,
+        encoder=_of_stored_version(resolved.encoder, stored, source),
+        decoder=_of_stored_version(resolved.decoder, stored, source),
+        regularizers=tuple(_of_stored_version(part, stored, source) for part in resolved.regularizers),
+        head=_of_stored_version(resolved.head, stored, source),
+    )
+
+
+def _of_stored_version(part: Part, stored: dict[str, dict[str, Any]], source: str) -> Part:
+    before = stored.get(f"{part.entry.kind} {part.full_name}")
+    if before is None or before["version"] in (part.cls.version, *part.cls.upgrades_from):
+        return replace(part, stored_version=before and before["version"])
+    raise CheckpointError(
+        f"{source}: {part.entry.kind} {part.full_name} was stored by version {before['version']} and version "
+        f"{part.cls.version} is installed. Install {before['distribution']}."
+    )
+
+
+def read_model(resolved: Resolved, path: Path) -> dict[str, Tensor]:
+    """Stored weights of this model, upgraded where a component says how. Raises CheckpointError."""
+    weights = checkpoint.read_weights(path)
+    parts = {"encoder.": resolved.encoder, "decoder.": resolved.decoder, "head.": resolved.head}
+    parts |= {f"regularizers.{i}.": part for i, part in enumerate(resolved.regularizers)}
+    for prefix, part in parts.items():
+        if part.stored_version not in (None, part.cls.version):
+            own = {name.removeprefix(prefix): weights.pop(name) for name in [*weights] if name.startswith(prefix)}
+            weights |= {f"{prefix}{name}": value for name, value in part.cls.upgrade(part.stored_version, own).items()}
+    return weights
+
+
+def recipe_of(run: Path) -> Recipe:
+    """The recipe a run folder was made with. Raises CheckpointError for a folder that is no run."""
+    path = run / runs.RECIPE
+    if not path.exists():
+        raise CheckpointError(f"{run} is no run folder: it has no {runs.RECIPE}. Run `ssl-ae pretrain RECIPE --out {run}` first.")
+    return recipes.load(path)
