@@ -34,7 +34,8 @@ def process_group(device: str) -> Iterator[torch.device]:
     if not several or dist.is_initialized():
         yield chosen
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
+    # gloo beside NCCL: counts and sums that live on the host need not visit a GPU
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield chosen
     finally:

@@ -93,7 +93,7 @@ def train_head(
                 f"head {origin.resolved.head.full_name} takes every label as equally sure: the weights are not used."
             )
         model.head.fit(torch.from_numpy(z["train"]), torch.from_numpy(labels.y))
-        return model, Progress()
+        return model.to(origin.device), Progress()  # what was learnt came from the host
     model.head.prepare(torch.as_tensor(labels.y[labels.known]))
     training = origin.recipe.finetune
     feed = codes_feed(origin, z["train"], labels.y, labels.weight)
