@@ -7,6 +7,7 @@ notices a flipped bit. Two are kept; a damaged newest gives way, aloud, to the o
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from ssl_ae import files
 from ssl_ae.errors import CheckpointError
 
 KEPT = 2
-MANIFEST = "manifest.json"
+WEIGHTS, STATE, PROGRESS, MANIFEST = "model.safetensors", "state.pt", "progress.json", "manifest.json"
+DAMAGE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError, CheckpointError)
 
 
 @dataclass
@@ -41,9 +43,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     aside = folder / f".{final.name}.{uuid.uuid4().hex[:8]}"
     aside.mkdir()
     try:
-        (aside / "model.safetensors").write_bytes(save(contiguous(checkpoint.weights)))
-        torch.save(checkpoint.state, aside / "state.pt")
-        files.write_json(aside / "progress.json", checkpoint.progress)
+        (aside / WEIGHTS).write_bytes(save(contiguous(checkpoint.weights)))
+        torch.save(checkpoint.state, aside / STATE)
+        files.write_json(aside / PROGRESS, checkpoint.progress)
         names = sorted(path.name for path in aside.iterdir())
         for name in names:
             with open(aside / name, "rb+") as file:
@@ -69,7 +71,7 @@ def load_checkpoint(folder: Path, warnings: list[str]) -> Checkpoint | None:
     for path in saved:
         try:
             return _load(path)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, CheckpointError) as error:
+        except DAMAGE as error:
             damage.append(f"{path}: {error}")
             warnings.append(f"checkpoint {path.name} is damaged ({error}); going on from the one before it.")
     if damage:
@@ -101,11 +103,13 @@ def _saved(folder: Path) -> list[Path]:
 
 def _load(path: Path) -> Checkpoint:
     manifest = files.read_json(path / MANIFEST)
+    if sorted(manifest) != sorted([WEIGHTS, STATE, PROGRESS]):
+        raise CheckpointError(f"{MANIFEST} does not name its files")
     for name, expected in manifest.items():
         if files.sha256_of(path / name) != expected:
             raise CheckpointError(f"{name} does not have the sha256 of its manifest")
     return Checkpoint(
-        weights=load_file(path / "model.safetensors"),
-        state=torch.load(path / "state.pt", map_location="cpu", weights_only=True),
-        progress=files.read_json(path / "progress.json"),
+        weights=load_file(path / WEIGHTS),
+        state=torch.load(path / STATE, map_location="cpu", weights_only=True),
+        progress=files.read_json(path / PROGRESS),
     )

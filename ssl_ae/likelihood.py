@@ -35,8 +35,9 @@ class Likelihood(nn.Module):
         self.parameters_per_value = {"categorical": levels, "bernoulli": 1, "gaussian": 2 if variance == "decoder" else 1}[name]
         if name == "gaussian" and variance in ("scalar", "feature"):
             # softplus(0.5413) = 1: training starts from the unit variance
-            size = shape if variance == "feature" else (1,) * len(shape)
-            self.raw_std = nn.Parameter(torch.full(size, math.log(math.e - 1.0)))
+            size = math.prod(shape) if variance == "feature" else 1
+            # one dimension, like a bias: weight decay and penalties of weights are for parameters of two and more
+            self.raw_std = nn.Parameter(torch.full((size,), math.log(math.e - 1.0)))
 
     def forward(self, raw: Tensor) -> Distribution:
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))  # densities lose too much in bf16
@@ -50,7 +51,10 @@ class Likelihood(nn.Module):
     def _std(self, raw: Tensor) -> Tensor:
         if self.variance == "unit":
             return raw.new_ones(())
-        unbounded = raw[:, 1] if self.variance == "decoder" else self.raw_std
+        if self.variance == "decoder":
+            unbounded = raw[:, 1]
+        else:
+            unbounded = self.raw_std.view(self.shape) if self.variance == "feature" else self.raw_std
         return nn.functional.softplus(unbounded) + SMALLEST_STD
 
 

@@ -56,6 +56,7 @@ class Term:
             raise RecipeError(
                 f"term {self.name!r} returned shape {tuple(value.shape)}; averaged over {self.over}, it must give one value, ()."
             )
+        value = value.to(torch.promote_types(value.dtype, torch.float32))  # bf16 counts to 256 only
         return value.sum() / rows[self.over].to(value.dtype)
 
 
@@ -146,6 +147,7 @@ class StepMeans:
     def __call__(self, value: Tensor, uniform: Tensor) -> Tensor:
         """(B, *s) -> (*s)."""
         mask = uniform.view(-1, *[1] * (value.dim() - 1))
+        value = value.to(torch.promote_types(value.dtype, torch.float32))
         part = value.where(mask, 0.0).sum(0)
         index, self._calls = self._calls, self._calls + 1
         if self.collecting:

@@ -114,7 +114,6 @@ class Trainer:
         self.generator = torch.Generator(device)
         self.runs = [self._prepare(phase, compile_step) for phase in plan.phases]
         self._entered: PhaseRun | None = None
-        self._warned: set[str] = set()
 
     @property
     def result(self) -> Model:
@@ -162,14 +161,15 @@ class Trainer:
         batches = [self._transformed(batch) for batch in batches]
         rows = count_rows(batches)  # the one place that decides the divisor
         objective = run.phase.objective.of_data
-        means = StepMeans(rows, several=len(batches) > 1) if Need.STEP_MEAN in objective.needs else None
-        if means is not None and len(batches) > 1:
-            seed_draws(seed, self.device)
-            self._collect(run, batches, rows, means)
-        seed_draws(seed, self.device)
+        # also where this rank's rows gave one part only: ranks must enter the same reductions in the same order
+        several = len(batches) > 1 or self.training.micro_batches > 1
+        means = StepMeans(rows, several) if Need.STEP_MEAN in objective.needs else None
+        if means is not None and several:
+            self._collect(run, batches, rows, means, seed)
         run.optimizer.zero_grad(set_to_none=True)
         shares = torch.zeros(len(objective.terms), device=self.device)
         for i, batch in enumerate(batches):
+            seed_draws(seed + i, self.device)
             with distributed.without_sync(run.step, skip=i + 1 < len(batches)):
                 with self._autocast():
                     part = run.step(batch, rows, means)
@@ -208,12 +208,13 @@ class Trainer:
         run.shares += torch.where(found, 0.0, shares)
         run.steps += ~found
 
-    def _collect(self, run: PhaseRun, batches: Sequence[Batch], rows: Mapping[Over, Tensor], means: StepMeans) -> None:
-        """A first pass that only sums what the terms take means of."""
+    def _collect(self, run: PhaseRun, batches: Sequence[Batch], rows: Mapping[Over, Tensor], means: StepMeans, seed: int) -> None:
+        """A first pass that only sums what the terms take means of, with the noise that the second will have."""
         means.collecting = True
         needs = run.phase.objective.of_step_means.needs
         with torch.set_grad_enabled(Need.INPUT_GRAD in needs), self._autocast():
-            for batch in batches:
+            for i, batch in enumerate(batches):
+                seed_draws(seed + i, self.device)  # each part afresh: this pass may draw less than the second
                 distributed.on_this_rank(run.step)(batch, rows, means)
         means.finish_collecting()
 
@@ -267,7 +268,7 @@ class Trainer:
             steps = int(each.steps)
             values = {"train/skipped_steps": float(skipped)} if skipped else {}
             if steps:
-                sums = distributed.sum_over_ranks(each.shares.double()) / steps
+                sums = distributed.sum_over_ranks(each.shares.clone()).cpu().double() / steps
                 values |= {f"train/{name}": float(value) for name, value in zip(each.terms, sums, strict=True)}
                 values["train/lr"] = each.optimizer.param_groups[0]["lr"]
             if values:

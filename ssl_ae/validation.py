@@ -35,10 +35,11 @@ def validate(model: Model, objective: Objective, feed: Feed) -> dict[str, float]
             rows = _local_rows(batch)
             trace = model(batch, needs, _mean_of_batch)
             size = torch.stack([_weight_of(term.over, batch) for term in data.terms])
-            totals += (data.shares(trace, rows).detach().double() * size.double()).cpu()
-            counts += size.double().cpu()
+            size = size.cpu().double()  # on the host, because not every device has float64
+            totals += data.shares(trace, rows).detach().cpu().double() * size
+            counts += size
             for name, value in _human(trace.p_x, trace.p_y, batch).items():
-                human[name] += value.double().cpu()
+                human[name] += value.cpu().double()
     totals, counts = sum_over_ranks(totals), sum_over_ranks(counts)
     means_of_terms = totals / counts.clamp_min(1)
     values = {term.name: float(value) for term, value in zip(data.terms, means_of_terms, strict=True)}

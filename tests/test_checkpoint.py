@@ -1,6 +1,6 @@
 """Checkpoints: whole or not at all, damage noticed whatever the byte, the one before taken instead."""
 
-import json
+from fractions import Fraction
 
 import pytest
 import torch
@@ -95,13 +95,15 @@ def test_a_flipped_bit_falls_back_to_the_one_before(tmp_path, name, place):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_lost_or_cut_file_falls_back(tmp_path, name):
-    for step, damage in ((4, lambda path: path.unlink()), (5, lambda path: path.write_bytes(path.read_bytes()[:-9]))):
-        save_checkpoint(tmp_path, made(3))
-        damage(save_checkpoint(tmp_path, made(step)) / name)
-        warnings = []
-        assert_is(load_checkpoint(tmp_path, warnings), 3)
-        assert len(warnings) == 1
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-9])], ids=["lost", "cut"]
+)
+def test_a_lost_or_cut_file_falls_back(tmp_path, name, damage):
+    save_checkpoint(tmp_path, made(3))
+    damage(save_checkpoint(tmp_path, made(4)) / name)
+    warnings = []
+    assert_is(load_checkpoint(tmp_path, warnings), 3)
+    assert len(warnings) == 1
 
 
 def test_an_empty_manifest_vouches_for_nothing(tmp_path):
@@ -122,7 +124,7 @@ def test_when_all_are_damaged_nothing_starts_over_by_itself(tmp_path):
 def test_state_is_never_unpickled_freely(tmp_path):
     """A whole checkpoint, manifest and all, whose state holds an object of any class is refused."""
     bad = made(3)
-    bad.state["object"] = json.JSONDecoder()
+    bad.state["object"] = Fraction(1, 3)
     save_checkpoint(tmp_path, bad)
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
         load_checkpoint(tmp_path, [])

@@ -95,7 +95,7 @@ def test_bytes_are_scaled_by_the_originals_alone(tmp_path: Path, drawn: list[Fig
 )
 @pytest.mark.parametrize("corrupted", [False, True])
 def test_profiles_name_their_lines(
-    tmp_path: Path, drawn: list[Figure], kind: figures.Kind, shape: tuple[int, ...], corrupted: bool
+    tmp_path: Path, drawn: list[Figure], kind: page.Kind, shape: tuple[int, ...], corrupted: bool
 ) -> None:
     x = numbers(*shape)
     path = tmp_path / "rec.png"

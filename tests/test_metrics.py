@@ -30,7 +30,7 @@ def test_an_impossible_class_that_happened_has_infinite_nll():
 
 
 def test_calibration_error_by_hand():
-    """Two bins of width 1/2. Lower: confidences 0.4, 0.5 with 1 right of 2: |0.5 - 0.45| 2/5; upper: 0.6, 0.9, 1.0, all right: 1/6 3/5."""
+    """Two bins. Lower: 0.4 and 0.5, one right, |1/2 - 0.45| 2/5; upper: 0.6, 0.9 and 1.0, all right, |1 - 2.5/3| 3/5."""
     confidence, right = np.array([0.4, 0.5, 0.6, 0.9, 1.0]), np.array([True, False, True, True, True])
     assert calibration_error(confidence, right, bins=2) == pytest.approx(0.05 * 2 / 5 + (1 - 2.5 / 3) * 3 / 5)
 

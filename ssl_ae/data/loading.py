@@ -103,8 +103,8 @@ class Feed:
         if self.resident:
             self.y, self.weight_y, labeled = (t.to(device) for t in (self.y, self.weight_y, labeled))
         self.labeled = labeled
-        everything = np.arange(split.rows)
-        self.uniform_order = Order(everything, seed, stream=0, block_starts=None if self.resident else split.block_starts)
+        # the same order for resident rows: free memory, which `auto` looks at, differs between ranks and from day to day
+        self.uniform_order = Order(np.arange(split.rows), seed, stream=0, block_starts=split.block_starts)
         self.labeled_order = Order(self.labeled_rows, seed, stream=1)
 
     def batches(self, requests: Iterable[tuple[Draw, int]]) -> Iterator[Batch]:
@@ -162,7 +162,7 @@ class Table:
 
     @property
     def block_starts(self) -> np.ndarray:
-        return np.zeros(1, np.int64)
+        return np.arange(self.rows)  # in memory a row is as near as any other
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         return self.x[rows]

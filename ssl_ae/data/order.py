@@ -16,8 +16,8 @@ WINDOW_ROWS = 65_536  # rows shuffled together when streaming: far above a block
 class Order:
     """Endless stream over `members` (row numbers), reshuffled each epoch by a counter-based generator.
 
-    With `block_starts` the shuffle keeps to the disk's grain: blocks are permuted, then rows within windows of
-    whole blocks, so that a window of the stream touches few blocks.
+    With `block_starts`, more rows than a window are shuffled along the disk's grain: blocks are permuted, then rows
+    within windows of the result, so that a window of the stream touches few blocks.
     """
 
     def __init__(self, members: np.ndarray, seed: int, stream: int = 0, block_starts: np.ndarray | None = None) -> None:
@@ -40,7 +40,7 @@ class Order:
     def _shuffled(self, epoch: int) -> np.ndarray:
         # the counter leaves 2^64 numbers to each (stream, epoch) of a seed
         generator = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, epoch, self.stream]))
-        if self.block_starts is None:
+        if self.block_starts is None or len(self.members) <= WINDOW_ROWS:
             return self.members[generator.permutation(len(self.members))]
         blocks = np.split(self.members, np.searchsorted(self.members, self.block_starts[1:]))
         blocks = [blocks[i] for i in generator.permutation(len(blocks))]

@@ -60,6 +60,7 @@ def predict_split(ws: Workspace, method: str, split: str) -> np.ndarray:
     """(N, C) probabilities or (N, T) values of a finished method."""
     model = ws.fresh_model(head=True)
     model.load_state_dict(read_model(ws.resolved, ws.run / "finetune" / method / MODEL))
+    model.to(ws.device)  # the buffers of a table head come from the file, so from the host
     return predict_rows(model, ws.labeled_feed(split)).values
 
 

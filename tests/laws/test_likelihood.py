@@ -52,7 +52,8 @@ def test_a_learned_variance_is_scipys_normal(shape, variance):
         assert output.raw_std.numel() == (1 if variance == "scalar" else math.prod(shape))
         with torch.no_grad():
             output.raw_std.copy_(torch.randn(output.raw_std.shape, generator=torch.Generator().manual_seed(2)))
-        unbounded = output.raw_std.detach().numpy()
+        assert output.raw_std.dim() == 1  # like a bias: neither weight decay nor the penalty of weights may pull at a variance
+        unbounded = output.raw_std.detach().numpy().reshape(shape if variance == "feature" else ())
     expected = stats.norm.logpdf(x.numpy(), raw[:, 0].numpy(), softplus(unbounded) + SMALLEST_STD)
     np.testing.assert_allclose(output(raw).log_prob(x).detach().numpy(), per_row(expected), rtol=1e-10)
 

@@ -106,9 +106,21 @@ def test_moments_go_on(optimizer, tmp_path, monkeypatch):
 
 
 def test_streaming_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssl_ae.data.order.WINDOW_ROWS", 11)  # so that 29 rows are shuffled along their blocks
     whole = trainer("joint", "stream")
     whole.run()
     assert_same_outcome(killed_and_resumed(lambda: trainer("joint", "stream"), 6, tmp_path, monkeypatch), outcome(whole))
+
+
+def test_the_order_does_not_depend_on_where_the_rows_lie(monkeypatch):
+    """Ranks and resumed runs may find other free memory; what they draw must be the same, within one window and beyond it."""
+    for window in (11, 64):
+        monkeypatch.setattr("ssl_ae.data.order.WINDOW_ROWS", window)
+        resident, streamed = feed("resident").uniform_order, feed("stream").uniform_order
+        taken = resident.take(0, 58)  # two passes over 29 rows
+        assert np.array_equal(taken, streamed.take(0, 58))
+        assert np.array_equal(np.sort(taken[:29]), np.arange(29))
+        assert np.array_equal(np.sort(taken[29:]), np.arange(29))
 
 
 def test_a_seed_is_a_run(tmp_path):

@@ -113,12 +113,12 @@ def test_a_stored_recipe_is_a_recipe(recipe, pretrained, here):
     assert (here / "again" / model).read_bytes() == (pretrained / model).read_bytes()
 
 
-def test_streaming_trains_as_resident_data_does(recipe, pretrained):
-    """In another order of the rows, so to other bits; over 2 epochs the same error to a few per cent."""
+def test_streaming_trains_as_resident_data_does(recipe, here, pretrained):
+    """The order of the rows is the seed's alone, so to the same bits: a resumed run may find less free memory than before."""
     answer = call("pretrain", recipe({"data.residency": "stream"}), "--out", "streamed", "--json")
     assert "data streamed" in answer.stderr
-    resident = json.loads((pretrained / "pretrain" / "metrics.json").read_text())
-    assert answer.json["metrics"]["val/loss"] == pytest.approx(resident["val/loss"], rel=0.03)
+    streamed, resident = here / "streamed", pretrained
+    assert (streamed / "pretrain/model.safetensors").read_bytes() == (resident / "pretrain/model.safetensors").read_bytes()
 
 
 def test_shards_made_elsewhere_train_without_packing(recipe, here, digits):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from command_line import call
+from ssl_ae_builtins.mlp import MlpEncoder
 
 from ssl_ae import files, recipe, runs
 from ssl_ae.checkpoint import read_weights
@@ -10,7 +11,6 @@ from ssl_ae.data.dataset import DataSet
 from ssl_ae.errors import CheckpointError
 from ssl_ae.registry import Registry
 from ssl_ae.stages.stored import read_model, resolve_stored
-from ssl_ae_builtins.mlp import MlpEncoder
 
 
 def stored(run):
@@ -20,7 +20,8 @@ def stored(run):
 
 def test_another_version_names_the_distribution_to_install(pretrained, monkeypatch):
     monkeypatch.setattr(MlpEncoder, "version", 2)
-    with pytest.raises(CheckpointError, match=r"encoder builtins/mlp was stored by version 1 and version 2 is installed. Install ssl-ae"):
+    told = r"encoder builtins/mlp was stored by version 1 and version 2 is installed\. Install ssl-ae"
+    with pytest.raises(CheckpointError, match=told):
         stored(pretrained)
     assert call("extract", pretrained).code == 2
 
@@ -44,8 +45,8 @@ def test_a_class_that_upgrades_reads_what_its_older_version_stored(pretrained, m
 
 def test_a_plugin_that_is_gone_is_named(pretrained):
     path = pretrained / runs.RECIPE
-    text = path.read_text().replace("encoder builtins/mlp", "encoder gone/ksparse").replace("name: builtins/mlp", "name: gone/ksparse", 1)
-    files.write_text(path, text.replace("distribution: ssl-ae", "distribution: ssl-ae-gone", 1))
+    text = path.read_text().replace("name: builtins/mlp", "name: gone/ksparse", 1)
+    files.write_text(path, text)
     answer = call("extract", pretrained)
     assert answer.code == 2
     assert "This run was made with ssl-ae" in answer.stderr
