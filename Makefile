@@ -52,8 +52,9 @@ help: ## list the targets
 	fi
 	@touch $@
 
+# One thread: matrices this small gain nothing from a second, and lose much where its core is shared.
 demo: .venv ## the whole job on handwritten digits: pretrain, extract, finetune, evaluate
-	.venv/bin/ssl-ae run pipelines/digits_demo.yaml
+	OMP_NUM_THREADS=1 .venv/bin/ssl-ae run pipelines/digits_demo.yaml
 
 # One thread a worker: the tests are many small computations, and two processes beat two threads.
 test: .venv ## run the tests

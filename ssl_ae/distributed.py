@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ssl_ae.errors import RecipeError, Stopped
 
 LAUNCHER_OPTIONS = ("--nproc", "--max-restarts")
-TIMEOUT = timedelta(minutes=3)  # a rank that is silent for longer is gone
+TIMEOUT = timedelta(minutes=30)  # rank 0 packs, judges and draws alone; a rank that died is noticed by the launcher at once
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def process_group(device: str) -> Iterator[torch.device]:
     chosen = choose_device(device)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        chosen = torch.device("cuda", _own_gpu(torch.cuda.device_count()))
         torch.cuda.set_device(chosen)
     if not several or dist.is_initialized():
         yield chosen
@@ -40,6 +40,15 @@ def process_group(device: str) -> Iterator[torch.device]:
         yield chosen
     finally:
         dist.destroy_process_group()
+
+
+def _own_gpu(there: int) -> int:
+    """The number of this rank's GPU on its machine. Raises RecipeError for more ranks than GPUs."""
+    own = int(os.environ["LOCAL_RANK"])
+    if own >= there:
+        ranks = os.environ.get("LOCAL_WORLD_SIZE", own + 1)
+        raise RecipeError(f"{ranks} ranks on a machine with {there} GPUs: start one rank a GPU, or set device: cpu.")
+    return own
 
 
 def choose_device(name: str) -> torch.device:
@@ -121,7 +130,7 @@ def main_first() -> Iterator[bool]:
 def parallel(step: nn.Module) -> nn.Module:
     """`step` with gradients averaged over ranks by DistributedDataParallel; itself in a world of one.
 
-    Only parameters that require gradients now take part. A head may be unused in a step without labels.
+    Only parameters that require gradients now take part; a component may leave some of its own unused in a phase.
     """
     if world() == 1:
         return step

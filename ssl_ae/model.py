@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ssl_ae.components import Decoder, Encoder, Head, Regularizer, TableHead
+from ssl_ae.errors import RecipeError, listing
 from ssl_ae.latent import Point
 from ssl_ae.resolve import Resolved
-from ssl_ae.trace import Batch, Need, Pass, Shapes, Trace
+from ssl_ae.trace import Batch, Need, Pass, Shapes, Trace, matches
 
 CODE = "code"  # the name under which the drawn code is tapped
 
@@ -127,6 +128,18 @@ def build(resolved: Resolved, head: bool) -> Model:
         head=resolved.head.build(shapes) if head else None,
         samples=resolved.recipe.model.samples,
     )
+
+
+def check_layers(model: Model, shapes: Shapes) -> None:
+    """Raises RecipeError for a regularizer on layers that the model does not have: it would do nothing, and nobody would know."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), frozen(model):
+        layers = model(Batch(torch.zeros(2, *shapes.x)), frozenset({Need.RECONSTRUCTION})).taps
+    for i, regularizer in enumerate(model.regularizers):
+        if not any(matches(layer, regularizer.layers) for layer in layers):
+            raise RecipeError(
+                f"model.regularizers.{i} ({regularizer.name}).layers = {list(regularizer.layers)}: "
+                f"the model has no such layer; it has {listing(layers, 'and')}. Name one of them, or remove {regularizer.name}."
+            )
 
 
 def on_codes(head: Head, shapes: Shapes) -> Model:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from ssl_ae.errors import RecipeError, did_you_mean, listing
 
 Positive = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Mode = Literal["sequential", "joint", "alternate", "end-to-end"]
 
 
@@ -94,7 +95,7 @@ class Optimizer(Section):
     lr: float = Field(1e-3, gt=0, description="learning rate at its highest")
     weight_decay: float = Field(0.0, ge=0, description="decoupled for adamw, L2 in the gradient for adam and sgd")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of adam and adamw")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="of adam and adamw")
 
 
 class Schedule(Section):

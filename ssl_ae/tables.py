@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,10 @@ def write_parquet(
     arrays = {name: _to_arrow(column) for name, column in columns.items()}
     table = pa.table(arrays).replace_schema_metadata(dict(metadata) if metadata else None)
     with files.whole_file(path) as aside:
-        pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
+        try:
+            pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {os.strerror(error.errno or 5)}. Choose another place for it.") from error
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -301,7 +302,8 @@ class Trainer:
                 + did_you_mean(early.metric, values)
             )
         value = -value if early.metric.endswith("accuracy") else value
-        if self.progress.best is None or value < self.progress.best:
+        best = self.progress.best
+        if best is None or math.isnan(best) or value < best:  # nothing is less than NaN
             self.progress.best, self.progress.best_epoch = value, self.progress.epoch
             self._best_weights = {name: weight.detach().clone() for name, weight in self.result.state_dict().items()}
 
@@ -339,6 +341,8 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self._best_weights = state["best"]
         self.progress = Progress(**checkpoint.progress)
+        for entry in self.progress.history:  # JSON has no NaN
+            entry |= {name: math.nan for name, value in entry.items() if value is None}
         self.step_on_device.fill_(self.progress.step)
 
 

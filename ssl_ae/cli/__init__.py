@@ -8,7 +8,7 @@ import sys
 import typer
 
 from ssl_ae.cli import data, plugins, recipes, stages, tracking
-from ssl_ae.errors import SslAeError
+from ssl_ae.errors import SslAeError, Stopped
 
 app = typer.Typer(
     name="ssl-ae",
@@ -55,5 +55,9 @@ def main() -> None:
         app()
     except SslAeError as error:
         rank = os.environ.get("RANK", "0")
-        print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr)
+        place = "" if rank == "0" else f" on rank {rank}"
+        if isinstance(error, Stopped):  # the user's wish, so no error
+            print(f"rank {rank}: {error}" if place else error, file=sys.stderr)
+        else:
+            print(f"error{place}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -38,7 +38,7 @@ def pack(
 
     \b
     ssl-ae data pack photos/ data/photos --size 64x64     class sub-folders, or flat = unlabelled
-    ssl-ae data pack ../shared/data/mnist data/mnist      IDX files
+    ssl-ae data pack downloads/mnist data/mnist           IDX files
     ssl-ae data pack table.csv data/table --label species CSV or Parquet
     ssl-ae data pack digits data/digits                   named data set
 
@@ -66,7 +66,8 @@ def pack(
 
     card = pack_source(source, out, options, Registry.discover().sources(), progress, overwrite)
     rows = {name: split.rows for name, split in card.splits.items()}
-    labels = f"{len(card.y.names)} {card.y.task}" if card.y else "no labels"
+    targets = {"classes": "classes", "regression": "regression target(s)", "multilabel": "yes-or-no target(s)"}
+    labels = f"{len(card.y.names)} {targets[card.y.task]}" if card.y else "no labels"
     told.say(
         f"{card.name}: {card.x.kind} {card.x.shape} {card.x.dtype}, {labels}, " + ", ".join(f"{n} {r:,}" for n, r in rows.items())
     )
@@ -123,7 +124,7 @@ def inspect(
         if picture:
             typer.echo(f"picture: {picture}")
     if report["damaged"]:
-        raise DataError(f"{folder} is damaged: {', '.join(report['damaged'])}. Pack the source again.")
+        raise DataError(" ".join(s["verdict"] for s in report["shards"] if s["file"] in report["damaged"]))
 
 
 @app.command("list")
@@ -198,5 +199,8 @@ def _show(told, report: dict) -> None:
     told.table(
         "shards",
         ["file", "rows", "bytes", "checksum"],
-        [[s["file"], str(s["rows"]), str(s["bytes"]), s["verdict"]] for s in report["shards"]],
+        [
+            [s["file"], f"{s['rows']:,}", f"{s['bytes']:,}", "DAMAGED" if s["file"] in report["damaged"] else s["verdict"]]
+            for s in report["shards"]
+        ],
     )

@@ -25,7 +25,7 @@ Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Run folder. Default: runs/NAME under the current folder.")
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split.")]
-Restart = Annotated[bool, typer.Option("--restart", help="Throw away what this stage has and start it over.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Throw away what was made before and start over.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -48,15 +48,20 @@ def reporter() -> Reporter:
 
 
 def finish(outcome: Outcome, as_json: bool) -> None:
-    """The answer on stdout, from one rank: the JSON object, or the place of what was made."""
+    """The answer on stdout, from one rank: the JSON object, or the folder or file of all that was made."""
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
         print_json(outcome.as_json())
         return
-    metrics = "  ".join(f"{name} {value:.4g}" for name, value in outcome.metrics.items() if "/" not in name)
-    where = next((path for name, path in outcome.outputs.items() if name != "run"), outcome.run)
-    sys.stdout.write("  ".join(filter(None, [f"{outcome.command}: {outcome.status}", str(where or ""), metrics])) + "\n")
+    metrics = "  ".join(f"{name} {_number(value)}" for name, value in outcome.metrics.items() if "/" not in name)
+    made = [path for name, path in outcome.outputs.items() if name != "run" or outcome.command == "run"]
+    where = os.path.commonpath(made) if made else str(outcome.run or "")
+    sys.stdout.write("  ".join(filter(None, [f"{outcome.command}: {outcome.status}", where, metrics])) + "\n")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
 
 
 def print_json(value: Any) -> None:

@@ -177,8 +177,22 @@ def _described(entry: Entry) -> dict[str, Any]:
         "version": getattr(entry.cls, "version", None),
         "plugin": {"name": plugin.name, "distribution": plugin.distribution, "version": plugin.version},
         "docstring": inspect.getdoc(entry.cls) or "",
-        "options": [_option(name, field) for name, field in options_of(entry.cls).items()],
+        "options": [_option(name, field) for name, field in (options_of(entry.cls) | _engine_options(entry)).items()],
     }
+
+
+def _engine_options(entry: Entry) -> dict[str, Any]:
+    """What the engine itself reads of a regularizer's entry, where it has an effect, with the component's own default."""
+    from ssl_ae.recipe import RegularizerEntry
+
+    if entry.kind != "regularizer":
+        return {}
+    cls, known = entry.cls, RegularizerEntry.model_fields
+    names = ("weight", "warmup_steps") if "penalty" in cls.verbs else ()
+    found = {name: known[name] for name in names}
+    if "perturb" in cls.verbs or "layers" in vars(cls):
+        found["layers"] = known["layers"].merge_field_infos(known["layers"], default=list(cls.layers))
+    return found
 
 
 def _option(name: str, field: Any) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def extract(
     from ssl_ae.stages.stored import recipe_of
     from ssl_ae.stages.workspace import open_workspace
 
-    with open_workspace(recipe_of(run), run, str(run / "recipe.yaml"), reporter()) as ws:
+    told = reporter()
+    with open_workspace(recipe_of(run, told), run, str(run / "recipe.yaml"), told) as ws:
         outcome = stage(ws, None if split == "all" else [split], data, scores)
     finish(outcome, json)
 
@@ -120,7 +121,9 @@ def finetune(
 
 def evaluate(
     run: RunPath,
-    split: Annotated[str, typer.Option(metavar="SPLIT", help="val or test.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(metavar="SPLIT", help="train, val or test; default: test, or val where there is no test split.")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(metavar="METHOD", help="Whose figures come first; default: the last finished.")
     ] = None,
@@ -136,7 +139,8 @@ def evaluate(
     from ssl_ae.stages.stored import recipe_of
     from ssl_ae.stages.workspace import open_workspace
 
-    with open_workspace(recipe_of(run), run, str(run / "recipe.yaml"), reporter()) as ws:
+    told = reporter()
+    with open_workspace(recipe_of(run, told), run, str(run / "recipe.yaml"), told) as ws:
         outcome = stage(ws, split, method)
     finish(outcome, json)
 

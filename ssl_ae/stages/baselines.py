@@ -23,6 +23,7 @@ from ssl_ae.stages.workspace import Workspace
 
 LABELS_ONLY = "labels-only"
 PCA = "pca-logistic"
+OF_LABELS = frozenset({"val/supervised", "val/accuracy", "val/rmse"})  # what early stopping may watch without a decoder
 PCA_ROWS = 50_000  # at most so many train rows, evenly spaced, decide the principal components
 
 
@@ -52,11 +53,16 @@ def fit_baselines(ws: Workspace, labels: Labels, feed: Feed) -> Path:
 
 
 def train_labels_only(ws: Workspace, labels: Labels, feed: Feed) -> Model:
+    """Encoder and head by l_Y alone. Where the recipe stops early, so does this, or the comparison would not be fair."""
+    early = ws.recipe.finetune.early_stopping
+    if early is not None and early.metric not in OF_LABELS:
+        early = early.model_copy(update={"metric": "val/loss"})  # nothing else is measured without a decoder
     model = ws.fresh_model(head=True)
     model.head.prepare(torch.as_tensor(labels.y[labels.known]))
     plan = finetuning(ws.resolved, model, "end-to-end", feed.split.rows, labels.count)
-    training = ws.recipe.finetune.model_copy(update={"early_stopping": None})
-    return train(ws, model, plan, feed, training, name=f"baseline {LABELS_ONLY}")[0]
+    training = ws.recipe.finetune.model_copy(update={"early_stopping": early})
+    val = ws.labeled_feed("val") if early else None
+    return train(ws, model, plan, feed, training, name=f"baseline {LABELS_ONLY}", val=val)[0]
 
 
 def predict_baselines(ws: Workspace, folder: Path, split: str) -> dict[str, np.ndarray]:

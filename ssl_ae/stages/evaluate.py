@@ -19,8 +19,15 @@ from ssl_ae.stages.stored import card_with_labels, read_model, resolve_stored
 from ssl_ae.stages.workspace import Workspace
 
 
-def evaluate(ws: Workspace, split: str = "test", method: str | None = None) -> Outcome:
-    """Score all finished methods on `split`; the top-level metrics are those of `method`, else of the last finished."""
+def evaluate(ws: Workspace, split: str | None = None, method: str | None = None) -> Outcome:
+    """Score all finished methods on `split`; the top-level metrics are those of `method`, else of the last finished.
+
+    Without `split`: test, or val where the data has no test split, as it says then.
+    """
+    if split is None:
+        split = "test" if "test" in ws.card.splits else "val"
+        if split == "val":
+            ws.reporter.say(f"{ws.data.path} has no test split: these are figures of val.")
     ws.card.split(split)
     chosen = finished_method(ws.run, method)
     name = chosen.path.name

@@ -23,7 +23,7 @@ from ssl_ae.registry import Registry
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.scoring import BATCH_ROWS, values_of
-from ssl_ae.stages.stored import read_model, resolve_stored
+from ssl_ae.stages.stored import on_this_machine, read_model, resolve_stored
 from ssl_ae.trace import Batch
 
 
@@ -80,7 +80,7 @@ def predict(run: Path, data: str, out: Path, method: str | None = None, reporter
     if out.suffix != ".parquet":
         raise RecipeError(f"--out {out}: the predictions are a Parquet file; give a name that ends in .parquet.")
     stage = finished_method(run, method)
-    predictor = Predictor.load(stage.path, recipe.load(stage.path / runs.RECIPE).device)
+    predictor = Predictor.load(stage.path, on_this_machine(recipe.load(stage.path / runs.RECIPE), reporter).device)
     keys, parts = [], []
     with tempfile.TemporaryDirectory(prefix="ssl-ae-") as aside:
         source = open_any(data, predictor.card.x, Path(aside), reporter)

@@ -12,7 +12,9 @@ from ssl_ae import checkpoint, runs
 from ssl_ae import recipe as recipes
 from ssl_ae.data.card import Card
 from ssl_ae.data.dataset import DataSet
-from ssl_ae.errors import CheckpointError, PluginError
+from ssl_ae.distributed import choose_device
+from ssl_ae.errors import CheckpointError, PluginError, RecipeError
+from ssl_ae.progress import Reporter
 from ssl_ae.recipe import Recipe
 from ssl_ae.registry import Registry
 from ssl_ae.resolve import Part, Resolved, resolve
@@ -67,9 +69,22 @@ def read_model(resolved: Resolved, path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def recipe_of(run: Path) -> Recipe:
-    """The recipe a run folder was made with. Raises CheckpointError for a folder that is no run."""
+def recipe_of(run: Path, reporter: Reporter) -> Recipe:
+    """The recipe a run folder was made with. Raises CheckpointError for a folder that is no run.
+
+    A run made on a device that this machine lacks is read on another, aloud.
+    """
     path = run / runs.RECIPE
     if not path.exists():
         raise CheckpointError(f"{run} is no run folder: it has no {runs.RECIPE}. Run `ssl-ae pretrain RECIPE --out {run}` first.")
-    return recipes.load(path)
+    return on_this_machine(recipes.load(path), reporter)
+
+
+def on_this_machine(recipe: Recipe, reporter: Reporter) -> Recipe:
+    try:
+        choose_device(recipe.device)
+    except RecipeError:
+        here = recipe.model_copy(update={"device": "auto"})
+        reporter.say(f"the run was made on {recipe.device}, which this machine lacks; going on on {choose_device('auto')}")
+        return here
+    return recipe

@@ -74,10 +74,13 @@ def objective_of(plan: Plan) -> Objective:
 
 
 def final_metrics(progress: Progress) -> dict[str, float]:
-    """The last value of everything that was measured."""
+    """The last value of everything that was measured; where early stopping kept the best epoch, the validation of that one."""
     last: dict[str, float] = {}
     for entry in progress.history:
         last |= {name: value for name, value in entry.items() if name not in ("step", "train/lr")}
+    validated = [entry for entry in progress.history if any(name.startswith("val/") for name in entry)]
+    if progress.best_epoch:
+        last |= {name: value for name, value in validated[progress.best_epoch - 1].items() if name != "step"}
     return last
 
 

@@ -21,7 +21,7 @@ from ssl_ae.data.loading import Feed, Scaling
 from ssl_ae.data.pack import pack
 from ssl_ae.data.sources import PackOptions
 from ssl_ae.errors import CheckpointError, DataError
-from ssl_ae.model import Model, build
+from ssl_ae.model import Model, build, check_layers
 from ssl_ae.progress import Reporter
 from ssl_ae.recipe import Recipe
 from ssl_ae.registry import Registry
@@ -88,9 +88,11 @@ class Workspace:
         return self._feeds[split]
 
     def fresh_model(self, head: bool) -> Model:
-        """Weights that the recipe's seed decides."""
+        """Weights that the recipe's seed decides. Raises RecipeError where a regularizer acts on layers that are not there."""
         torch.manual_seed(self.recipe.seed)
-        return build(self.resolved, head).to(self.device)
+        model = build(self.resolved, head)
+        check_layers(model, self.resolved.shapes)
+        return model.to(self.device)
 
     def load_pretrained(self, model: Model) -> Model:
         """The pretrained encoder and decoder of this run into a model, whatever head it has."""
@@ -134,7 +136,8 @@ class Workspace:
                 state = stage.begin(fields, restart)
                 if state == "new":
                     self.keep_recipe(stage.path)
-                    if not (self.run / runs.RECIPE).exists() or restart:
+                    # a run is read again by the recipe of its pretraining, whichever stage came first
+                    if stage == self.pretrained or not (self.run / runs.RECIPE).exists():
                         self.keep_recipe(self.run)
         state = distributed.from_main(state)
         if state == "resume":

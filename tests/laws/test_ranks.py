@@ -1,98 +1,14 @@
 """Two ranks equal one: real processes, gloo and DistributedDataParallel through the real Trainer, in float64."""
 
-import os
 import socket
 
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
-from engine_kit import CPU, Keep, MeanCode, assert_same, feed_of, fresh, gradients, judge, resolved, rows, trainer_of, weights
+from engine_kit import CPU, assert_same
+from rank_kit import SCENARIOS, few_rows, train, work
 
 from ssl_ae import distributed
-from ssl_ae.training import micro_batches
-
-X, Y = rows(29, labeled=0.3)
-WEIGHTS = {"name": "weights", "weight": 0.02}
-ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}
-
-
-def scenario(
-    mode, optimizer=None, regularizers=(WEIGHTS, {"name": "sparse_l1", "weight": 0.3}), extra=((MeanCode, 0.7),), **training
-):
-    training = {"alpha": 0.4, "log_every": 1, "epochs": 2, **({"optimizer": optimizer} if optimizer else {}), **training}
-    only_finetune = {"alpha", "labeled_fraction"}
-    return mode, {
-        "model": {"regularizers": list(regularizers)},
-        "extra": extra,
-        "pretrain": {name: value for name, value in training.items() if name not in only_finetune},
-        "finetune": training,
-    }
-
-
-SCENARIOS = {
-    "joint": scenario("joint"),
-    "joint, AdamW, clipped, averaged": scenario("joint", ADAMW, clip_norm=0.5, ema=0.9),
-    "alternate": scenario("alternate"),
-    "end-to-end": scenario("end-to-end"),
-    "pretrain": scenario("pretrain", extra=()),
-    "joint, batches that two ranks cannot halve": scenario("joint", batch_size=11),
-}
-
-
-def train(name, micro):
-    """Gradients of the first step; weights, readings and validation of a whole run; on this rank."""
-    mode, sections = SCENARIOS[name]
-    for stage in ("pretrain", "finetune"):
-        sections = sections | {stage: sections[stage] | {"micro_batches": micro}}
-    found = resolved(**sections)
-    feed = feed_of(X, Y, rank=distributed.rank(), world=distributed.world())
-    first = trainer_of(found, mode, feed)
-    (batch,) = feed.batches([(first.runs[0].phase.draw, 0)])
-    first.make_step(first.runs[0], micro_batches(batch, micro))
-    listener = Keep()
-    trainer = trainer_of(found, mode, feed, fresh(found), listener=listener)
-    trainer.validate = judge(trainer, feed) if mode == "pretrain" else (lambda model: {})
-    trainer.run()
-    return {
-        "gradients": gradients(first.model),
-        "weights": weights(trainer.model),
-        "kept": weights(trainer.result),
-        "measures": listener.measures,
-        "epochs": listener.epochs,
-        "rows": batch.row,
-    }
-
-
-def few_rows():
-    """One row to validate, one label to train on: the other rank has none, and nobody may wait for it."""
-    feed = feed_of(X[:1], Y[:1] * 0, rank=distributed.rank(), world=distributed.world())
-    mode, sections = SCENARIOS["end-to-end"]
-    found = resolved(**sections | {"finetune": sections["finetune"] | {"micro_batches": 2}})
-    trainer = trainer_of(found, mode, feed)
-    trainer.validate = judge(trainer, feed)
-    trainer.run()
-    return {"weights": weights(trainer.model), "history": trainer.progress.history}
-
-
-def poisoned():
-    """A row that is not a number on the last rank alone: every rank must skip the step."""
-    feed = feed_of(X, Y, rank=distributed.rank(), world=distributed.world())
-    trainer = trainer_of(resolved(), "pretrain", feed)
-    before = weights(trainer.model)
-    (batch,) = feed.batches([(trainer.runs[0].phase.draw, 0)])
-    if distributed.rank() == distributed.world() - 1:
-        batch.x[0, 0] = torch.nan
-    trainer.make_step(trainer.runs[0], [batch])
-    return {"before": before, "after": weights(trainer.model), "skipped": int(trainer.runs[0].watch.skipped)}
-
-
-def work(rank, world, port, folder):
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "RANK": str(rank)}
-    with distributed.process_group("cpu"):
-        results = {name: train(name, 2) for name in SCENARIOS}
-        results |= {"few rows": few_rows(), "poisoned": poisoned()}
-    torch.save(results, folder / f"rank-{rank}.pt")
 
 
 @pytest.fixture(scope="module")

@@ -172,3 +172,21 @@ def test_early_stopping_keeps_the_weights_of_the_best_epoch(tmp_path):
     again.restore(load_checkpoint(tmp_path, []))
     again.run()
     assert_same(weights(again.result), best[1])
+
+
+def test_a_first_epoch_that_is_not_a_number_is_no_record(tmp_path):
+    losses = [float("nan"), 2.0, 1.0, 3.0, 3.0]
+    some = trainer("joint", epochs=9, early_stopping={"metric": "val/loss", "patience": 2})
+    some.validate = lambda model: {"loss": losses.pop(0)}
+    some.run()
+    assert (some.progress.best, some.progress.best_epoch) == (1.0, 3)
+
+
+def test_a_metric_that_was_not_a_number_stays_one(tmp_path):
+    some = trainer("joint", epochs=1)
+    some.validate = lambda model: {"loss": float("nan")}
+    some.save = lambda checkpoint: save_checkpoint(tmp_path, checkpoint)
+    some.run()
+    again = trainer("joint", epochs=1)
+    again.restore(load_checkpoint(tmp_path, []))
+    assert np.isnan(again.progress.history[-1]["val/loss"])

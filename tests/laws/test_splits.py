@@ -6,8 +6,9 @@ import pytest
 import torch
 from engine_kit import Contraction, MeanCode, assert_same, cut, feed_of, fresh, gradients, resolved, rows, trainer_of, weights
 
+from ssl_ae.components import Regularizer
 from ssl_ae.objective import count_rows
-from ssl_ae.trace import Batch, Over
+from ssl_ae.trace import Batch, Need, Over
 from ssl_ae.training import micro_batches
 
 EVERYTHING = {
@@ -152,3 +153,26 @@ def test_a_rank_without_rows_still_takes_part():
     assert [len(part) for part in micro_batches(empty, 4)] == [0]
     trainer = stepped([empty], "end-to-end")  # as where there are fewer labels than ranks
     assert all(torch.isfinite(g).all() for g in gradients(trainer.model).values())
+
+
+def test_means_over_parts_are_of_the_noise_that_the_terms_see():
+    """The pass that collects means runs no decoder, so it draws less noise than the pass that counts."""
+    seen = []
+
+    class Seen(Regularizer):
+        name, over, needs = "seen", Over.STEP, frozenset({Need.STEP_MEAN})
+
+        def penalty(self, trace):
+            seen.append((trace.step_mean(trace.q.mean).detach(), trace.q.mean.detach()))
+            return trace.q.mean.sum() * 0
+
+    noises = [{"name": "dropout"}, {"name": "gaussian_noise", "layers": ["d1"]}]
+    x, _ = rows(23)
+    trainer = trainer_of(resolved(model={"regularizers": noises}, extra=[(Seen,)]), "pretrain", feed_of(x))
+    parts = cut(Batch(torch.from_numpy(x)), [range(8), range(8, 16), range(16, 23)])
+    trainer.make_step(trainer.runs[0], parts)
+    counted = seen[3:]  # after one collecting pass for each part
+    expected = torch.cat([codes for _, codes in counted]).mean(0)
+    assert len(counted) == 3
+    for mean, _ in counted:
+        torch.testing.assert_close(mean, expected, rtol=1e-12, atol=1e-15)

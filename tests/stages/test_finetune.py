@@ -271,3 +271,18 @@ def test_a_copy_elsewhere_has_the_same_bytes(recipe, finetuned, here):
     for method in ("sequential", "joint-alpha0.01"):
         model = f"finetune/{method}/model.safetensors"
         assert (here / "elsewhere" / model).read_bytes() == (finetuned / model).read_bytes()
+
+
+def test_the_labels_only_network_stops_early_too(recipe, here):
+    """The comparison is fair when both may stop; without a decoder it watches its own loss."""
+    fields = {
+        "finetune.epochs": 4,
+        "finetune.init": "scratch",
+        "finetune.early_stopping": {"metric": "val/reconstruction", "patience": 1},
+        "finetune.optimizer": {"name": "sgd", "lr": 1e-12},  # nothing moves: no epoch is better than the first
+    }
+    answer = call("finetune", recipe(fields), "--joint", "--json")
+    assert answer.code == 0
+    assert "val/labels-only/accuracy" in answer.json["metrics"]
+    assert "baseline labels-only: epoch 2/4" in answer.stderr or "baseline labels-only: epoch 1/4" in answer.stderr
+    assert "baseline labels-only: epoch 4/4" not in answer.stderr

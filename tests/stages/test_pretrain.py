@@ -13,6 +13,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from ssl_ae.data.dataset import DataSet
+from ssl_ae.stages.training_run import final_metrics
+from ssl_ae.training import Progress
 
 
 def test_the_run_folder(recipe, here):
@@ -162,3 +164,33 @@ def test_early_stopping_stops(recipe, here):
     steps = sorted(path.name for path in (here / "runs/tiny/pretrain/checkpoint").iterdir())
     assert answer["status"] == "done"
     assert int(steps[-1].removeprefix("step-")) < 40 * 1_298 / 128 / 2
+
+
+def test_the_figures_of_an_early_stop_are_of_the_weights_that_are_kept():
+    """Four epochs, of which the second was the best: its validation is told, with the last reading of training."""
+    losses = [(4, 3.0), (8, 1.0), (12, 2.0), (16, 2.5)]
+    history = [
+        entry for step, loss in losses for entry in ({"step": step, "train/x": loss / 2}, {"step": step, "val/loss": loss})
+    ]
+    stopped = Progress(step=16, epoch=4, best=1.0, best_epoch=2, history=history)
+    assert final_metrics(stopped) == {"train/x": 1.25, "val/loss": 1.0}
+    assert final_metrics(Progress(step=16, epoch=4, history=history)) == {"train/x": 1.25, "val/loss": 2.5}
+
+
+def test_a_regularizer_on_layers_that_are_not_there_is_refused(recipe, here):
+    """It would do nothing, and nobody would know."""
+    noise = [{"name": "gaussian_noise", "layers": ["h2"]}]
+    answer = call("pretrain", recipe({"model.regularizers": noise}))
+    assert answer.code == 2
+    assert "model.regularizers.0 (gaussian_noise).layers = ['h2']: the model has no such layer; it has input, h1" in answer.stderr
+    assert not (here / "runs").exists()
+
+
+def test_a_run_is_read_by_the_recipe_of_its_pretraining(recipe, here):
+    """Another stage may have come first, with another model."""
+    other = recipe({"model.latent_dim": 3, "finetune.init": "scratch", "finetune.epochs": 1}, name="other.yaml")
+    assert call("finetune", other, "--joint").code == 0
+    assert call("pretrain", recipe()).code == 0
+    assert call("extract", "runs/tiny", "--split", "val").code == 0
+    assert call("finetune", other, "--joint", "--restart").code == 0
+    assert call("extract", "runs/tiny", "--split", "val", "--scores").code == 0

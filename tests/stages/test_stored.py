@@ -51,3 +51,13 @@ def test_a_plugin_that_is_gone_is_named(pretrained):
     assert answer.code == 2
     assert "This run was made with ssl-ae" in answer.stderr
     assert "install what is missing" in answer.stderr
+
+
+def test_a_run_made_on_another_device_is_read_here_aloud(pretrained):
+    path = pretrained / runs.RECIPE
+    files.write_text(path, path.read_text().replace("device: cpu", "device: mps"))
+    if torch.backends.mps.is_available():
+        pytest.skip("this machine has that device")
+    answer = call("extract", pretrained, "--split", "val")
+    assert answer.code == 0
+    assert "made on mps, which this machine lacks; going on on" in answer.stderr
