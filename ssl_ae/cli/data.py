@@ -66,8 +66,7 @@ def pack(
 
     card = pack_source(source, out, options, Registry.discover().sources(), progress, overwrite)
     rows = {name: split.rows for name, split in card.splits.items()}
-    targets = {"classes": "classes", "regression": "regression target(s)", "multilabel": "yes-or-no target(s)"}
-    labels = f"{len(card.y.names)} {targets[card.y.task]}" if card.y else "no labels"
+    labels = _labels(card.y) if card.y else "no labels"
     told.say(
         f"{card.name}: {card.x.kind} {card.x.shape} {card.x.dtype}, {labels}, " + ", ".join(f"{n} {r:,}" for n, r in rows.items())
     )
@@ -124,7 +123,7 @@ def inspect(
         if picture:
             typer.echo(f"picture: {picture}")
     if report["damaged"]:
-        raise DataError(" ".join(s["verdict"] for s in report["shards"] if s["file"] in report["damaged"]))
+        raise DataError(f"{folder} is damaged: {', '.join(report['damaged'])}. Pack the source again.")
 
 
 @app.command("list")
@@ -174,6 +173,13 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(height), int(width)
 
 
+def _labels(y) -> str:
+    """`10 classes`, `1 regression target`."""
+    noun = {"classes": "class", "regression": "regression target", "multilabel": "yes-or-no target"}[y.task]
+    plural = "" if len(y.names) == 1 else "es" if y.task == "classes" else "s"
+    return f"{len(y.names)} {noun}{plural}"
+
+
 def _titles(labels, y) -> list[str]:
     if y is None:
         return [""] * len(labels)
@@ -204,3 +210,6 @@ def _show(told, report: dict) -> None:
             for s in report["shards"]
         ],
     )
+    for shard in report["shards"]:
+        if shard["file"] in report["damaged"]:
+            told.say(shard["verdict"])

@@ -191,7 +191,7 @@ def _engine_options(entry: Entry) -> dict[str, Any]:
     names = ("weight", "warmup_steps") if "penalty" in cls.verbs else ()
     found = {name: known[name] for name in names}
     if "perturb" in cls.verbs or "layers" in vars(cls):
-        found["layers"] = known["layers"].merge_field_infos(known["layers"], default=list(cls.layers))
+        found["layers"] = known["layers"].merge_field_infos(known["layers"], default=tuple(cls.layers))
     return found
 
 

@@ -112,10 +112,25 @@ def test_show_tells_the_options(install):
                 "required": False,
                 "default": 0.3,
                 "description": "standard deviation, in units of the layer",
-            }
+            },
+            {
+                "name": "layers",
+                "type": "list of str or none",
+                "range": "",
+                "required": False,
+                "default": ["input"],
+                "description": "names of layers it acts on, `h*` for all hidden ones",
+            },
         ],
     }
     assert "Vincent et al. 2010" in found["docstring"]
+
+
+def test_show_tells_what_the_engine_reads_of_a_penalty():
+    answer = call("plugins", "show", "kl")
+    assert "  weight: float (>= 0); default 1.0" in answer.stdout
+    assert "  warmup_steps: int (>= 0); default 0" in answer.stdout
+    assert "layers" not in answer.stdout  # kl acts on the posterior, not on layers
 
 
 def test_show_a_name_of_several_kinds_shows_each():

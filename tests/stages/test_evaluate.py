@@ -100,3 +100,17 @@ def test_nothing_learns_from_test(recipe, finetuned, here, digits):
     for stage in ("pretrain", "finetune/sequential", "finetune/joint-alpha0.01"):
         ours, theirs = (load_file(run / stage / "model.safetensors") for run in (finetuned, here / "runs" / "lied-to"))
         assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_without_a_test_split_the_figures_are_those_of_val(here):
+    rows = "".join(f"{i % 7},{i % 11},{i % 2}\n" for i in range(97))
+    (here / "table.csv").write_text("a,b,y\n" + rows)
+    (here / "table.yaml").write_text(
+        "name: table\ndata: {path: table, labels: all}\nmodel: {latent_dim: 2, encoder: {name: linear}, "
+        "decoder: {name: linear, likelihood: gaussian}, head: {name: softmax}}\n"
+        "pretrain: {epochs: 1}\nfinetune: {epochs: 1, baselines: false}\n"
+    )
+    assert call("data", "pack", "table.csv", "table", "--label", "y").code == 0
+    answer = call("run", "table.yaml", "--json")
+    assert (answer.code, answer.json["split"]) == (0, "val")
+    assert "table has no test split: these are figures of val." in answer.stderr

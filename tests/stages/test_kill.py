@@ -45,8 +45,9 @@ def test_the_same_command_goes_on_to_the_same_bits(recipe, here, uninterrupted, 
         assert code == -signal.SIGKILL
     else:
         assert code == 75
-        (message,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
+        (message,) = [line for line in stderr.splitlines() if line.startswith("stopped after step ")]
         assert message.endswith("the place is saved. Run the same command to go on.")
+        assert "error: " not in stderr
         assert "Traceback" not in stderr
 
     changed = call("pretrain", path, "--set", "pretrain.optimizer.lr=0.01")
