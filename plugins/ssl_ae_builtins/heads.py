@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -12,8 +12,6 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 
 import ssl_ae
 from ssl_ae_builtins.activations import Activation, activation
-
-Variance = Literal["unit", "target"]
 
 
 class TargetUnits(nn.Module):
