@@ -154,16 +154,20 @@ def predict(
     method: Annotated[
         str | None, typer.Option(metavar="METHOD", help="Which finetuned model; default: the last finished.")
     ] = None,
+    key: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column that holds the key (tables).")] = None,
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of labels to leave out (tables).")] = None,
     json: Json = False,
 ) -> None:
     """Predict labels, probabilities and reconstruction scores of new data.
 
     \b
     ssl-ae predict runs/mnist-vae new_photos/ --out predictions.parquet
+    ssl-ae predict runs/trees new_trees.csv --key id --out predictions.parquet
     """
+    from ssl_ae.data.sources import PackOptions
     from ssl_ae.stages.predict import predict as stage
 
-    finish(stage(run, data, out, method, reporter()), json)
+    finish(stage(run, data, out, method, reporter(), PackOptions(label=label, key=key)), json)
 
 
 def run(

@@ -95,7 +95,7 @@ def write(
             files.write_json(outputs["report"], report)
             if "confusion" in outputs:
                 figures.confusion_matrix(outputs["confusion"], y, predictions.argmax(1), ws.card.y.names)
-    with ws.tracker(stage, f"evaluate/{split}") as tracker:
+    with ws.tracker(stage, f"evaluate/{split}", [split]) as tracker:
         if distributed.is_main():
             for name, scores in (methods | baselines).items():
                 tracker.metrics({f"{split}/{name}/{key}": value for key, value in scores.items()}, step=0)

@@ -44,7 +44,7 @@ def extract(ws: Workspace, splits: Sequence[str] | None = None, data: Path | Non
             missing[split] = facts
     stage, metrics = StageFolder(ws.run / "latents"), {}
     if missing:
-        with ws.tracker(stage, "extract") as tracker:
+        with ws.tracker(stage, "extract", [*missing] if data is None else []) as tracker:
             metrics = write_splits(ws, source, folder, missing, scores)
             if distributed.is_main():
                 tracker.metrics(metrics, step=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +74,18 @@ def columns_of(values: np.ndarray, y: Y) -> dict[str, np.ndarray]:
     return {"label": label, "probability": values.max(1)} | {f"p_{name}": values[:, c] for c, name in enumerate(y.names)}
 
 
-def predict(run: Path, data: str, out: Path, method: str | None = None, reporter: Reporter | None = None) -> Outcome:
-    """Predict every sample of a data set (packed, WebDataset, or anything `data pack` reads) into one Parquet file."""
+def predict(
+    run: Path,
+    data: str,
+    out: Path,
+    method: str | None = None,
+    reporter: Reporter | None = None,
+    options: PackOptions = PackOptions(),
+) -> Outcome:
+    """Predict every sample of a data set (packed, WebDataset, or anything `data pack` reads) into one Parquet file.
+
+    `options` say which columns of a table are its key and labels, as for `data pack`.
+    """
     reporter = reporter or Reporter()
     if out.suffix != ".parquet":
         raise RecipeError(f"--out {out}: the predictions are a Parquet file; give a name that ends in .parquet.")
@@ -83,7 +93,7 @@ def predict(run: Path, data: str, out: Path, method: str | None = None, reporter
     predictor = Predictor.load(stage.path, on_this_machine(recipe.load(stage.path / runs.RECIPE), reporter).device)
     keys, parts = [], []
     with tempfile.TemporaryDirectory(prefix="ssl-ae-") as aside:
-        source = open_any(data, predictor.card.x, Path(aside), reporter)
+        source = open_any(data, predictor.card.x, Path(aside), reporter, options)
         features = features_for(predictor.card.x, source.card.x, data, reporter)
         files.make_folder(out.parent)
         for name in source.card.splits:
@@ -105,7 +115,7 @@ def predict(run: Path, data: str, out: Path, method: str | None = None, reporter
     )
 
 
-def open_any(data: str, x: X, aside: Path, reporter: Reporter) -> DataSet:
+def open_any(data: str, x: X, aside: Path, reporter: Reporter, options: PackOptions) -> DataSet:
     """A data set as it is, or another source packed into a folder that is thrown away, its images resized to those of `x`."""
     path = Path(data)
     if path.is_dir() and ((path / runs.CARD).exists() or list(path.glob("*.tar"))):
@@ -113,7 +123,7 @@ def open_any(data: str, x: X, aside: Path, reporter: Reporter) -> DataSet:
     reporter.say(f"reading {data}")
     sources = Registry.discover().sources()
     resizes = x.kind == "image" and any(kind.resizes for kind in sources if kind.recognises(data))
-    pack(data, aside / "data", PackOptions(size=x.shape[1:] if resizes else None), sources)
+    pack(data, aside / "data", replace(options, size=x.shape[1:] if resizes else None), sources)
     return DataSet.open(aside / "data")
 
 

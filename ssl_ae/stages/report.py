@@ -10,6 +10,7 @@ import numpy as np
 from ssl_ae import runs
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages import served_model
+from ssl_ae.stages.labels import Labels
 from ssl_ae.stages.scoring import HEADLINE, Predictions, better
 from ssl_ae.stages.training_run import curves
 from ssl_ae.stages.workspace import Workspace
@@ -33,7 +34,10 @@ def tell_comparison(ws: Workspace, split: str, methods: Scores, baselines: Score
         [f"{name} (no unlabelled data)" if name == "labels-only" else f"{name} (no network)", *(_cell(s, c) for c in columns)]
         for name, s in baselines.items()
     ]
-    ws.reporter.table(f"{split}, {ws.card.split(split).rows:,} rows", ["", *columns], rows)
+    scored, total = Labels(ws.labels(split), None).count, ws.card.split(split).rows
+    ws.reporter.table(
+        f"{split}, {scored:,} labelled of {total:,} rows" if scored < total else f"{split}, {total:,} rows", ["", *columns], rows
+    )
     headline = HEADLINE[ws.card.y.task]
     for name, scores in methods.items():
         if name not in same_labels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -153,8 +153,8 @@ class Workspace:
         files.write_json(folder / runs.CARD, self.card.model_dump(mode="json"))
 
     @contextlib.contextmanager
-    def tracker(self, stage: StageFolder, name: str) -> Iterator[Tracker]:
-        """The stage's MLflow run; what it could not deliver becomes a warning."""
+    def tracker(self, stage: StageFolder, name: str, splits: Sequence[str] = ("train", "val")) -> Iterator[Tracker]:
+        """The stage's MLflow run, with the splits it reads as inputs; what it could not deliver becomes a warning."""
         tracker = Tracker(
             stage.path,
             experiment=self.recipe.name,
@@ -164,7 +164,7 @@ class Workspace:
             rank=distributed.rank(),
         )
         with tracker:
-            for split in ("train", "val"):
+            for split in splits:
                 if split in self.card.splits:
                     rows = self.card.splits[split].rows
                     # MLflow takes inputs of one name and digest for the same: the split belongs to the name

@@ -80,13 +80,15 @@ def test_metrics(tracked, client, runs):
 
 
 def test_datasets_are_inputs(runs, digits):
-    for run in runs.values():
-        inputs = {entry.dataset.name: entry for entry in run.inputs.dataset_inputs}
-        assert inputs["digits-train"].tags[0].value == "train"
-        assert inputs["digits-train"].dataset.digest == DataSet.open(digits).card.fingerprint[:36]
-        assert "digits-val" in inputs
-    names = {entry.dataset.name for entry in runs["finetune/sequential"].inputs.dataset_inputs}
-    assert {"latents-train", "latents-val"} <= names
+    """Each run names the splits it read, and no other: nothing but extraction and the evaluation of test read test."""
+    read = {name: {entry.dataset.name: entry for entry in run.inputs.dataset_inputs} for name, run in runs.items()}
+    training = {"digits-train", "digits-val"}
+    assert set(read["pretrain"]) == training
+    assert set(read["latents"]) == {*training, "digits-test"}
+    assert set(read["finetune/sequential"]) == {*training, "latents-train", "latents-val"}
+    assert set(read["evaluate/test"]) == {"digits-test"}
+    assert read["pretrain"]["digits-train"].tags[0].value == "train"
+    assert read["pretrain"]["digits-train"].dataset.digest == DataSet.open(digits).card.fingerprint[:36]
 
 
 def test_figures_and_recipes_and_checkpoints_are_artifacts(client, runs):

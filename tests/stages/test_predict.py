@@ -145,3 +145,20 @@ def test_extract_refuses_columns_in_another_order(table_run, here):
     answer = call("extract", table_run, "--data", "turned")
     assert answer.code == 2
     assert "b, a and c instead of a, b and c" in answer.stderr
+
+
+def test_the_table_that_was_packed_can_be_predicted(here):
+    """Its key is a text column and its label stands in it: both are named, as for `data pack`."""
+    rows = "".join(f"tree{i},{i % 7},{i % 11},{'oak' if i % 2 else 'elm'}\n" for i in range(97))
+    (here / "trees.csv").write_text("id,a,b,species\n" + rows)
+    (here / "trees.yaml").write_text(
+        "name: trees\ndata: {path: trees, labels: all}\nmodel: {latent_dim: 2, encoder: {name: linear}, "
+        "decoder: {name: linear, likelihood: gaussian}, head: {name: softmax}}\n"
+        "pretrain: {epochs: 1}\nfinetune: {epochs: 1, baselines: false}\n"
+    )
+    columns = ("--label", "species", "--key", "id")
+    assert call("data", "pack", "trees.csv", "trees", *columns).code == 0
+    assert call("pretrain", "trees.yaml").code == 0
+    assert call("finetune", "trees.yaml").code == 0
+    assert call("predict", "runs/trees", "trees.csv", "--out", "p.parquet", *columns).code == 0
+    assert set(pq.read_table(here / "p.parquet")["key"].to_pylist()) == {f"tree{i}" for i in range(97)}
