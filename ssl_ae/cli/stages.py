@@ -42,7 +42,10 @@ def pretrain(
     chosen = load(recipe, set_, {"pretrain.epochs": epochs})
     if nproc is not None:
         from ssl_ae.distributed import launch
+        from ssl_ae.registry import Registry
+        from ssl_ae.stages.workspace import open_data
 
+        open_data(chosen, Registry.discover(), str(recipe), reporter())  # a mistake is told once, not by every rank
         launch(nproc, max_restarts)
         return
     from ssl_ae.stages.pretrain import pretrain as stage
