@@ -1,4 +1,4 @@
-"""What each mode makes of few labels: one pretrained autoencoder, several draws of labels, test scored once at the end.
+"""What each mode makes of few labels: one pretrained autoencoder, several draws of labels, scored on test.
 
     make few-labels
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.mnist_codes
 
-Same K, same heads, same 54,000 labels; test accuracy, scored once.
+Same K, same heads, same 54,000 labels; test accuracy.
 """
 
 from __future__ import annotations
