@@ -28,6 +28,10 @@ _HOMES = {
     "Point": "latent",
     "Latent": "latent",
     "kl_to_standard_normal": "latent",
+    "BatchMoments": "moments",
+    "Tiles": "pictures",
+    "Histogram": "pictures",
+    "Lines": "pictures",
     "Likelihood": "likelihood",
     "testing": "",
 }

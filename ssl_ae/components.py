@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from ssl_ae.errors import PluginError
 from ssl_ae.latent import Posterior
+from ssl_ae.pictures import Picture
 from ssl_ae.trace import Batch, Need, Over, Pass, Shapes, Trace
 
 if TYPE_CHECKING:
@@ -62,20 +63,51 @@ class Component(nn.Module):
         """Weights stored by one of the versions `upgrades_from`, rewritten for this one; names are the component's own."""
         raise NotImplementedError(f"{cls.__qualname__} declares upgrades_from without an upgrade")
 
+    def pictures(self, trace: Trace) -> Iterable[Picture]:
+        """What this component would show of a trained model.
+
+        `trace` is an undisturbed pass over up to 256 validation rows, with p_x and without gradients.
+        """
+        return ()
+
 
 class Encoder(Component):
     """x -> q(z|x). Send layers through `run.tap(h, name)`, so that regularizers can reach them."""
 
     kind = "encoder"
+    reads_decoder: ClassVar[bool] = False  # its parameters are the decoder's: what trains the one trains the other
+    differentiable: ClassVar[bool] = True  # E[z|x] carries gradients to x and to the parameters
+    noisy: ClassVar[bool] = False  # disturbs layers by itself while training (where run.step is given)
 
     @abstractmethod
     def forward(self, x: Tensor, run: Pass) -> Distribution:
         """x (B, *shapes.x) -> q(z|x), batch shape (B,), event shape (shapes.latent,)."""
 
+    def slices(self) -> Sequence[Encoder]:
+        """The encoder in parts, from x to the code, that are encoders themselves: part k reads what part k - 1 returns.
+
+        Each is trained as an autoencoder on what the parts below it give, before the whole is. Empty for a single piece.
+        """
+        return ()
+
+    def squared_jacobian(self, layers: Mapping[str, Tensor]) -> Tensor | None:
+        """|dE[z|x]/dx|_F^2 per row, (B,), from the layers of an undisturbed pass, where there is a closed form."""
+        return None
+
     @classmethod
     def posterior(cls, config: Config) -> Posterior:
         """The kind of q(z|x) that these options give."""
         return "point"
+
+    @classmethod
+    def parts(cls, config: Config) -> int:
+        """How many slices these options give; 1 for a single piece."""
+        return 1
+
+    @classmethod
+    def unit_interval(cls, config: Config) -> tuple[str, ...]:
+        """Names (patterns) of the layers whose values lie in [0, 1]: those that have a mean activity."""
+        return ()
 
 
 class Decoder(Component):
@@ -86,6 +118,15 @@ class Decoder(Component):
     @abstractmethod
     def forward(self, z: Tensor, run: Pass) -> tuple[Distribution, dict[str, Tensor]]:
         """z (B, K) -> p(x|z), batch shape (B,), event shape shapes.x; and guesses of the encoder's layers by name, or {}."""
+
+    def slices(self) -> Sequence[Decoder]:
+        """The decoder in parts, from the code to x, that are decoders themselves: the mirror of the encoder's."""
+        return ()
+
+    @classmethod
+    def parts(cls, config: Config) -> int:
+        """How many slices these options give; 1 for a single piece."""
+        return 1
 
     @classmethod
     def likelihood(cls, config: Config) -> str:

@@ -38,21 +38,32 @@ class Model(nn.Module):
         self.samples = samples
 
     def forward(
-        self, batch: Batch, needs: frozenset[Need] = frozenset(), means: Means | None = None, teacher: Model | None = None
+        self,
+        batch: Batch,
+        needs: frozenset[Need] = frozenset(),
+        means: Means | None = None,
+        teacher: Model | None = None,
+        step: Tensor | None = None,
     ) -> Trace:
-        """One pass over a batch, with every further pass that a term needs. Raises ValueError for a layer tapped twice."""
+        """One pass over a batch, with every further pass that a term needs. Raises ValueError for a layer tapped twice.
+
+        `step`, () int64, is the number of steps made before this one; None outside training.
+        """
         x = batch.x.detach().requires_grad_() if Need.INPUT_GRAD in needs else batch.x
-        trace = self._walk(replace(batch, x=x), self._perturbers(), needs, means)
+        perturbers, quiet = self._perturbers(), self._perturbers(always=True)
+        undisturbed = perturbers == quiet and not self.encoder.noisy
+        learn = undisturbed or Need.CLEAN not in needs
+        trace = self._walk(replace(batch, x=x), perturbers, needs, means, learn, step)
         further: dict[str, object] = {}
-        if Need.CLEAN in needs:
-            clean = Pass(self.decoder, self._perturbers(always=True), labeled=batch.labeled)
+        if Need.CLEAN in needs and not undisturbed:
+            clean = Pass(self.decoder, quiet, labeled=batch.labeled)
             q = self.encoder(clean.tap(batch.x, "input"), clean)
-            further["clean"] = clean.taps | {CODE: q.mean}
+            further |= {"clean": clean.taps | {CODE: q.mean}, "clean_stats": clean.stats}
         if Need.VIEW in needs:
-            further["view"] = self._walk(batch, self._perturbers(), needs - {Need.RECONSTRUCTION}, means)
+            further["view"] = self._walk(batch, perturbers, needs - {Need.RECONSTRUCTION}, means, learn=False, step=step)
         if Need.TEACHER in needs:
             with torch.no_grad(), frozen(teacher):
-                further["teacher"] = teacher._walk(batch, teacher._perturbers(always=True), frozenset({Need.PREDICTION}), None)
+                further["teacher"] = teacher._walk(batch, teacher._perturbers(always=True), frozenset({Need.PREDICTION}))
         return replace(trace, **further) if further else trace
 
     def features(self, x: Tensor) -> Tensor:
@@ -77,8 +88,21 @@ class Model(nn.Module):
         """Those that perturb now: all of them while training, else only those that change what the input is."""
         return [r for r in self.regularizers if "perturb" in r.verbs and (r.always or (self.training and not always))]
 
-    def _walk(self, batch: Batch, perturbers: Sequence[Regularizer], needs: frozenset[Need], means: Means | None) -> Trace:
-        run = Pass(self.decoder, perturbers, labeled=batch.labeled)
+    def encode(self, x: Tensor) -> Distribution:
+        """q(z|x) without noise, with frozen statistics; differentiable in x."""
+        with frozen(self):
+            return self.posterior(x)
+
+    def _walk(
+        self,
+        batch: Batch,
+        perturbers: Sequence[Regularizer],
+        needs: frozenset[Need],
+        means: Means | None = None,
+        learn: bool = True,
+        step: Tensor | None = None,
+    ) -> Trace:
+        run = Pass(self.decoder, perturbers, labeled=batch.labeled, learn=learn, step=step)
         q = self.encoder(run.tap(batch.x, "input"), run)
         encoded = dict(run.taps)
         draws = q.rsample(torch.Size([self.samples]))  # (S, B, K)
@@ -87,7 +111,7 @@ class Model(nn.Module):
         p_y = self.head(q.mean) if Need.PREDICTION in needs else None
 
         def decode(z: Tensor, condition: Tensor | None = None) -> Distribution:
-            again = Pass(self.decoder, perturbers, dict(encoded), batch.labeled, condition)
+            again = Pass(self.decoder, perturbers, dict(encoded), batch.labeled, condition, run.stats, learn=False, step=step)
             return self.decoder(z, again)[0]
 
         def step_mean(value: Tensor) -> Tensor:
@@ -101,11 +125,41 @@ class Model(nn.Module):
             p_x=p_x,
             p_y=p_y,
             taps=run.taps,
+            # the pass itself, where nothing disturbs it; else `forward` makes another
+            clean=encoded | {CODE: q.mean} if Need.CLEAN in needs else {},
+            clean_stats=run.stats if Need.CLEAN in needs else {},
             rebuilt=rebuilt,
             decode=decode,
+            encode=self.encode,
             predict=self.predict,
             step_mean=step_mean if means is not None else None,
         )
+
+
+class Slice(Model):
+    """Part `index` of a model, trained on what the parts below it give: a slice of a model is a model.
+
+    The parts below are frozen and undisturbed, and none of the slice's parameters is theirs (Vincent et al. 2010, sec. 3.5).
+    """
+
+    def __init__(self, whole: Model, index: int) -> None:
+        parts = whole.encoder.slices()
+        super().__init__(parts[index], whole.decoder.slices()[-1 - index], regularizers=whole.regularizers)
+        self._below = parts[:index]  # in a tuple, so that they are no modules of the slice
+
+    def forward(self, batch: Batch, *args, **kwargs) -> Trace:
+        """As `Model.forward`, on the rows as the parts below see them."""
+        if self._below:
+            batch = replace(batch, x=self.below(batch.x), target=self.below(batch.target))
+        return super().forward(batch, *args, **kwargs)
+
+    @torch.no_grad()
+    def below(self, x: Tensor) -> Tensor:
+        """What the parts below return for x."""
+        for part in self._below:
+            with frozen(part):
+                x = part(x, Pass()).mean
+        return x
 
 
 class Stored(Encoder):
@@ -130,15 +184,27 @@ def build(resolved: Resolved, head: bool) -> Model:
     )
 
 
+def layers_of(model: Model, shapes: Shapes) -> list[str]:
+    """Names of the layers that a pass through the model taps."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), frozen(model):
+        like = next(model.parameters())
+        return list(model(Batch(like.new_zeros(2, *shapes.x)), frozenset({Need.RECONSTRUCTION})).taps)
+
+
 def check_layers(model: Model, shapes: Shapes) -> None:
     """Raises RecipeError for a regularizer on layers that the model does not have: it would do nothing, and nobody would know."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), frozen(model):
-        layers = model(Batch(torch.zeros(2, *shapes.x)), frozenset({Need.RECONSTRUCTION})).taps
+    layers = layers_of(model, shapes)
     for i, regularizer in enumerate(model.regularizers):
         if not any(matches(layer, regularizer.layers) for layer in layers):
             raise RecipeError(
                 f"model.regularizers.{i} ({regularizer.name}).layers = {list(regularizer.layers)}: "
                 f"the model has no such layer; it has {listing(layers, 'and')}. Name one of them, or remove {regularizer.name}."
+            )
+    for k, (encoder, decoder) in enumerate(zip(model.encoder.slices(), reversed(model.decoder.slices()), strict=False)):
+        if encoder.shapes.x != decoder.shapes.x or encoder.shapes.latent != decoder.shapes.latent:
+            raise RecipeError(
+                f"slice {k + 1} of the encoder goes from {encoder.shapes.x} to {encoder.shapes.latent} numbers, the decoder's "
+                f"from {decoder.shapes.latent} to {decoder.shapes.x}. Leave the decoder's sizes out: they mirror the encoder's."
             )
 
 

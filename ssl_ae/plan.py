@@ -8,58 +8,85 @@ from fractions import Fraction
 
 from ssl_ae.data.loading import Draw
 from ssl_ae.errors import RecipeError
-from ssl_ae.model import Model
+from ssl_ae.model import Model, Slice, layers_of
 from ssl_ae.objective import RECONSTRUCTION, SUPERVISED, Objective, Weight, penalty
 from ssl_ae.recipe import Finetune, Mode
 from ssl_ae.resolve import Resolved
-from ssl_ae.trace import Need, Over
+from ssl_ae.trace import Need, Over, matches
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One objective, minimised over `trainable` parameters (name patterns) on rows drawn so."""
+    """One objective, minimised over `trainable` parameters (name patterns) on rows drawn so, for so many passes over the rows."""
 
     name: str
     objective: Objective
     trainable: tuple[str, ...]
     draw: Draw
+    epochs: int
+    slice: int | None = None  # the part of the model that trains, on what the parts below it give; None for the whole
+
+    @property
+    def prefix(self) -> str:
+        """Of its metrics: what a slice measures is not what the whole does."""
+        return "" if self.slice is None else f"{self.name}/"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Phases one after another, or (`rotate`) one step of each in turn."""
+    """Phases one after another, or (`rotate`) one step of each in turn, for equally many passes."""
 
     phases: tuple[Phase, ...]
-    epochs: int
     rows: int  # of the train split
     batch: int  # rows of a step: one pass is rows / batch steps, because batches are stretches of an endless stream
     rotate: bool = False
 
     @property
-    def steps(self) -> int:
-        return self.epoch_end(self.epochs) * (1 if self.rotate else len(self.phases))
+    def epochs(self) -> int:
+        """Passes in all; phases in rotation make each of theirs together."""
+        return self.phases[0].epochs if self.rotate else sum(phase.epochs for phase in self.phases)
 
     @property
-    def phase_steps(self) -> int:
-        """Steps that each phase makes."""
-        return self.steps // len(self.phases)
+    def steps(self) -> int:
+        return self.epoch_end(self.epochs)
+
+    def steps_of(self, phase: Phase) -> int:
+        """Steps that a phase makes."""
+        return self._passes(phase.epochs)
 
     def epoch_end(self, epoch: int) -> int:
-        """The step at which so many passes are complete (of each phase in turn, where the plan is a sequence)."""
+        """The step at which so many passes are complete."""
         if self.rotate:
             return self._passes(epoch) * len(self.phases)
-        phases, epochs = divmod(epoch, self.epochs)
-        return phases * self._passes(self.epochs) + self._passes(epochs)
+        steps = 0
+        for phase in self.phases:
+            steps += self._passes(min(epoch, phase.epochs))
+            epoch -= min(epoch, phase.epochs)
+        return steps
 
-    def _passes(self, count: int) -> int:
-        """Steps of one phase that see every row so many times."""
-        return math.ceil(Fraction(count * self.rows, self.batch))
+    def ending(self, epoch: int) -> tuple[Phase, ...]:
+        """The phases whose pass number `epoch`, from 1, is: all of them in rotation."""
+        if self.rotate:
+            return self.phases
+        for phase in self.phases:
+            if epoch <= phase.epochs:
+                return (phase,)
+            epoch -= phase.epochs
+        raise ValueError(f"the plan has {self.epochs} epochs")
 
     def at(self, step: int) -> tuple[int, int]:
         """Which phase makes this step, and how many it has made before."""
         if self.rotate:
             return step % len(self.phases), step // len(self.phases)
-        return divmod(step, self.phase_steps)
+        for index, phase in enumerate(self.phases):
+            if step < self.steps_of(phase):
+                return index, step
+            step -= self.steps_of(phase)
+        raise ValueError(f"the plan has {self.steps} steps")
+
+    def _passes(self, count: int) -> int:
+        """Steps of one phase that see every row so many times."""
+        return math.ceil(Fraction(count * self.rows, self.batch))
 
 
 AUTOENCODER = ("encoder.*", "decoder.*", "regularizers.*")
@@ -68,11 +95,33 @@ EVERYTHING = ("*",)
 
 
 def pretraining(resolved: Resolved, model: Model, rows: int) -> Plan:
-    """l_X + penalties on every row; labels unused."""
+    """l_X + penalties on every row, labels unused: of each slice of the model in turn, where it has any, and of the whole."""
     training = resolved.recipe.pretrain
+    size = min(training.batch_size, rows)
     objective = RECONSTRUCTION + penalties(resolved, model, of_prediction=False) + weight_penalties(resolved, model)
-    phase = Phase("pretrain", objective, AUTOENCODER, Draw(min(training.batch_size, rows)))
-    return Plan((phase,), training.epochs, rows, min(training.batch_size, rows))
+    phases = [
+        Phase(f"slice-{k + 1}", of_slice(objective, resolved, model, k), AUTOENCODER, Draw(size), slice_epochs(resolved), slice=k)
+        for k in range(len(model.encoder.slices()) if slice_epochs(resolved) else 0)
+    ]
+    whole = Phase("pretrain", objective, AUTOENCODER, Draw(size), training.epochs)
+    return Plan((*phases, whole), rows, size)
+
+
+def slice_epochs(resolved: Resolved) -> int:
+    """Passes of each slice: as many as the whole makes, unless the recipe says otherwise."""
+    training = resolved.recipe.pretrain
+    return training.epochs if training.slice_epochs is None else training.slice_epochs
+
+
+def of_slice(objective: Objective, resolved: Resolved, model: Model, index: int) -> Objective:
+    """The terms that a slice can have: a penalty of layers that all lie in other slices has no part in it."""
+    there = layers_of(Slice(model, index), resolved.shapes)
+    absent = {
+        regularizer.penalty
+        for regularizer in model.regularizers
+        if "penalty" in regularizer.verbs and not any(matches(layer, regularizer.layers) for layer in there)
+    }
+    return Objective(tuple(term for term in objective.terms if term.of not in absent))
 
 
 def finetuning(resolved: Resolved, model: Model, mode: Mode, rows: int, labeled: int) -> Plan:
@@ -90,27 +139,32 @@ def finetuning(resolved: Resolved, model: Model, mode: Mode, rows: int, labeled:
     classify = SUPERVISED + penalties(resolved, model, of_prediction=True)
     weights = weight_penalties(resolved, model)
     only_labeled = Draw(0, min(training.batch_size, labeled))
-    size = min(training.batch_size, rows)
+    size, epochs = min(training.batch_size, rows), training.epochs
     if mode == "joint":
         extra = round(training.labeled_fraction * size)
         objective = classify + training.alpha * rebuild + weights
-        phases = (Phase("joint", objective, EVERYTHING, Draw(size - extra, extra)),)
+        phases = (Phase("joint", objective, EVERYTHING, Draw(size - extra, extra), epochs),)
     elif mode == "alternate":
         phases = (
-            Phase("reconstruct", rebuild + weights, AUTOENCODER, Draw(size)),
-            Phase("classify", classify + weights, CLASSIFIER, only_labeled),
+            Phase("reconstruct", rebuild + weights, AUTOENCODER, Draw(size), epochs),
+            Phase("classify", classify + weights, classifier(model), only_labeled, epochs),
         )
     elif mode == "end-to-end":
-        phases = (Phase("classify", classify + weights, CLASSIFIER, only_labeled),)
+        phases = (Phase("classify", classify + weights, classifier(model), only_labeled, epochs),)
     else:
         raise RecipeError(f"finetune.mode = {mode}: the encoder does not train in this mode.")
-    return Plan(phases, training.epochs, rows, min(training.batch_size, rows), rotate=mode == "alternate")
+    return Plan(phases, rows, size, rotate=mode == "alternate")
 
 
 def head_training(training: Finetune, rows: int, labeled: int) -> Plan:
     """l_Y over the head alone, on stored latents."""
-    phase = Phase("classify", SUPERVISED, ("head.*",), Draw(0, min(training.batch_size, labeled)))
-    return Plan((phase,), training.epochs, rows, min(training.batch_size, rows))
+    phase = Phase("classify", SUPERVISED, ("head.*",), Draw(0, min(training.batch_size, labeled)), training.epochs)
+    return Plan((phase,), rows, min(training.batch_size, rows))
+
+
+def classifier(model: Model) -> tuple[str, ...]:
+    """The parameters between x and p(y|x)."""
+    return (*CLASSIFIER, "decoder.*") if model.encoder.reads_decoder else CLASSIFIER
 
 
 def penalties(resolved: Resolved, model: Model, of_prediction: bool) -> Objective:

@@ -126,6 +126,11 @@ class Training(Section):
 
 class Pretrain(Training):
     epochs: Positive = Field(30, description="passes over the train split")
+    slice_epochs: int | None = Field(
+        None,
+        ge=0,
+        description="passes of each slice of the encoder before the whole trains; default: as `epochs`, where it has any",
+    )
 
 
 class Finetune(Training):

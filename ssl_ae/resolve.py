@@ -146,6 +146,7 @@ def _complaints(resolved: Resolved) -> Iterator[str]:
             f"model.decoder.likelihood = {family}: expects values in [0, 1], but data.scale = {resolved.scale} gives "
             f"[{low:g}, {high:g}]. Set data.scale: range, or the gaussian likelihood."
         )
+    yield from _complaints_of_slices(resolved)
     for i, part in enumerate(resolved.regularizers):
         place = f"model.regularizers.{i} ({part.full_name})"
         if "penalty" not in part.cls.verbs and (part.weight, part.warmup_steps) != (1.0, 0):
@@ -157,4 +158,16 @@ def _complaints(resolved: Resolved) -> Iterator[str]:
         yield (
             f"model.head.name = {resolved.head.full_name}: predicts {listing(sorted(resolved.head.cls.tasks))}, "
             f"but the labels of {resolved.card.name} are of kind {y.task}."
+        )
+
+
+def _complaints_of_slices(resolved: Resolved) -> Iterator[str]:
+    encoder, decoder, epochs = resolved.encoder, resolved.decoder, resolved.recipe.pretrain.slice_epochs
+    slices, theirs = encoder.cls.parts(encoder.config), decoder.cls.parts(decoder.config)
+    if slices == 1 and epochs:
+        yield f"pretrain.slice_epochs = {epochs}: encoder {encoder.full_name} has no slices to train one by one. Remove it."
+    elif slices > 1 and epochs != 0 and theirs != slices:
+        yield (
+            f"model.decoder.name = {decoder.full_name}: the encoder trains in {slices} slices, the decoder must have as many; "
+            f"this one has {theirs}. Take a decoder that mirrors it (mlp, without widths), or set pretrain.slice_epochs: 0."
         )

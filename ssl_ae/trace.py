@@ -100,6 +100,12 @@ class Perturber(Protocol):
     def perturb(self, h: Tensor, layer: str) -> Tensor: ...
 
 
+class Moments(Protocol):
+    """What a Pass asks of the running statistics that an encoder keeps for a layer."""
+
+    def __call__(self, h: Tensor, learn: bool) -> tuple[Tensor, Tensor]: ...
+
+
 @dataclass
 class Pass:
     """One walk through encoder and decoder. Each layer goes through `tap`, which perturbs, records and returns it."""
@@ -109,6 +115,9 @@ class Pass:
     taps: dict[str, Tensor] = field(default_factory=dict)
     labeled: Tensor | None = None  # (B,) bool
     condition: Tensor | None = None  # (B, C), a label given to the decoder
+    stats: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # {layer: (mean, std)} that `norm` divided out
+    learn: bool = True  # running statistics follow this pass: of several over one batch, only the undisturbed one's
+    step: Tensor | None = None  # () int64, steps made before this one; None outside training, where schedules are over
 
     def tap(self, h: Tensor, name: str) -> Tensor:
         if name in self.taps:
@@ -118,6 +127,14 @@ class Pass:
                 h = regularizer.perturb(h, name)
         self.taps[name] = h
         return h
+
+    def norm(self, h: Tensor, name: str, moments: Moments) -> Tensor:
+        """(h - mean) / std by this pass's own statistics in training, by the running ones otherwise; then `tap`.
+
+        `moments` is an `ssl_ae.BatchMoments` of the component; what was divided out stays in `stats`.
+        """
+        mean, std = self.stats[name] = moments(h, self.learn)
+        return self.tap((h - mean) / std, name)
 
 
 def matches(layer: str, patterns: Sequence[str]) -> bool:
@@ -137,10 +154,12 @@ class Trace:
     p_y: Distribution | None = None  # p(y|z), batch shape (B,); needs PREDICTION
     taps: Mapping[str, Tensor] = field(default_factory=dict)  # layers as the pass saw them: "input", "h1", ..., "code"
     clean: Mapping[str, Tensor] = field(default_factory=dict)  # the same layers unperturbed; needs CLEAN
+    clean_stats: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # {layer: (mean, std)} of that pass
     rebuilt: Mapping[str, Tensor] = field(default_factory=dict)  # the decoder's guess of each layer, where it makes any
     view: Trace | None = None  # needs VIEW
     teacher: Trace | None = None  # needs TEACHER; without gradient
     decode: Callable[..., Distribution] | None = None  # decode(z (B, K), condition (B, C) | None) -> p(x|z)
+    encode: Callable[[Tensor], Distribution] | None = None  # encode(x) -> q(z|x): no noise, frozen statistics, differentiable
     predict: Callable[[Tensor], Distribution] | None = None  # predict(x) -> p(y|x): no noise, frozen statistics, differentiable
     step_mean: Callable[[Tensor], Tensor] | None = None  # (B, *s) -> (*s), mean over every row of the step; needs STEP_MEAN
 

@@ -21,7 +21,7 @@ from ssl_ae import distributed
 from ssl_ae.checkpoint import Checkpoint
 from ssl_ae.data.loading import Feed
 from ssl_ae.errors import RecipeError, Stopped, did_you_mean, listing
-from ssl_ae.model import Model
+from ssl_ae.model import Model, Slice
 from ssl_ae.objective import Objective, StepMeans, count_rows
 from ssl_ae.optimizing import Watch, build_optimizer, build_schedule
 from ssl_ae.plan import Phase, Plan
@@ -38,9 +38,9 @@ class Step(nn.Module):
         self.model, self.objective = model, objective
         self._teacher = [teacher]  # in a list, so that its weights are no parameters of the step
 
-    def forward(self, batch: Batch, rows: Mapping[Over, Tensor], means: StepMeans | None) -> Tensor:
+    def forward(self, batch: Batch, rows: Mapping[Over, Tensor], means: StepMeans | None, step: Tensor) -> Tensor:
         """(terms,) unweighted shares of this micro-batch."""
-        trace = self.model(batch, self.objective.needs, means, self._teacher[0])
+        trace = self.model(batch, self.objective.needs, means, self._teacher[0], step)
         if means is None:
             return self.objective.shares(trace, rows)
         means.begin()
@@ -52,6 +52,7 @@ class PhaseRun:
     """A phase with what it needs to make steps."""
 
     phase: Phase
+    model: Model  # the part of the model that trains
     parameters: list[nn.Parameter]
     optimizer: Optimizer
     schedule: LambdaLR
@@ -101,7 +102,7 @@ class Trainer:
         device: torch.device,
         bf16: bool = False,
         compile_step: bool = False,
-        validate: Callable[[Model], dict[str, float]] = lambda model: {},
+        validate: Callable[[Model, Objective], dict[str, float]] = lambda model, objective: {},
         save: Callable[[Checkpoint], None] = lambda checkpoint: None,
         listener: Listener | None = None,
     ) -> None:
@@ -135,7 +136,7 @@ class Trainer:
     def _run(self) -> None:
         last = self.plan.steps
         requests = ((self.runs[phase].phase.draw, k) for phase, k in map(self.plan.at, range(self.progress.step, last)))
-        ends = {self.plan.epoch_end(epoch): epoch for epoch in range(1, self._epochs() + 1)}
+        ends = {self.plan.epoch_end(epoch): epoch for epoch in range(1, self.plan.epochs + 1)}
         started = time.monotonic() - self.progress.seconds
         with stop_signals() as asked_to_stop:
             for batch in self.feed.batches(requests):
@@ -173,7 +174,7 @@ class Trainer:
             seed_draws(seed + i, self.device)
             with distributed.without_sync(run.step, skip=i + 1 < len(batches)):
                 with self._autocast():
-                    part = run.step(batch, rows, means)
+                    part = run.step(batch, rows, means, self.step_on_device)
                 # ranks average their gradients, but shares are to be summed
                 (objective.weigh(part, self.step_on_device) * distributed.world()).backward()
             shares = shares + part.detach()
@@ -186,7 +187,7 @@ class Trainer:
         objective = run.phase.objective.of_parameters
         if not objective.terms:
             return torch.zeros(0, device=self.device)
-        shares = objective.shares(Trace(model=self.model), {Over.MODEL: torch.ones((), device=self.device)})
+        shares = objective.shares(Trace(model=run.model), {Over.MODEL: torch.ones((), device=self.device)})
         objective.weigh(shares, self.step_on_device).backward()
         return shares.detach() / distributed.world()  # readings sum over ranks
 
@@ -216,7 +217,7 @@ class Trainer:
         with torch.set_grad_enabled(Need.INPUT_GRAD in needs), self._autocast():
             for i, batch in enumerate(batches):
                 seed_draws(seed + i, self.device)  # each part afresh: this pass may draw less than the second
-                distributed.on_this_rank(run.step)(batch, rows, means)
+                distributed.on_this_rank(run.step)(batch, rows, means, self.step_on_device)
         means.finish_collecting()
 
     def _transformed(self, batch: Batch) -> Batch:
@@ -226,36 +227,38 @@ class Trainer:
         return batch
 
     def _prepare(self, phase: Phase, compile_step: bool) -> PhaseRun:
-        parameters = self._select(phase)
+        model = part_of(self.model, phase)
+        parameters = self._select(phase, model)
         optimizer = build_optimizer(self.training.optimizer, parameters)
-        teacher = self.average.module if self.average else None
-        step: nn.Module = Step(self.model, phase.objective.of_data, teacher)
+        teacher = part_of(self.average.module, phase) if self.average else None
+        step: nn.Module = Step(model, phase.objective.of_data, teacher)
         if compile_step:
             step.compile()
         terms = len(phase.objective.terms)
         return PhaseRun(
             phase=phase,
+            model=model,
             parameters=parameters,
             optimizer=optimizer,
-            schedule=build_schedule(self.training.schedule, optimizer, self.plan.phase_steps),
+            schedule=build_schedule(self.training.schedule, optimizer, self.plan.steps_of(phase)),
             step=distributed.parallel(step),
             shares=torch.zeros(terms, device=self.device),
             steps=torch.zeros((), device=self.device),
             watch=Watch(self.training.max_nonfinite_steps, self.device),
         )
 
-    def _select(self, phase: Phase) -> list[nn.Parameter]:
+    def _select(self, phase: Phase, part: Model) -> list[nn.Parameter]:
         """Let the phase's parameters have gradients and no others."""
-        chosen = []
+        chosen, own = [], {id(parameter) for parameter in part.parameters()}
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(matches(name, phase.trainable))
+            parameter.requires_grad_(id(parameter) in own and matches(name, phase.trainable))
             if parameter.requires_grad:
                 chosen.append(parameter)
         return chosen
 
     def _enter(self, run: PhaseRun) -> None:
         if self._entered is not run and len(self.runs) > 1:
-            self._select(run.phase)
+            self._select(run.phase, run.model)
         self._entered = run
         self.model.train()
 
@@ -270,7 +273,8 @@ class Trainer:
             values = {"train/skipped_steps": float(skipped)} if skipped else {}
             if steps:
                 sums = distributed.sum_over_ranks(each.shares.clone()).cpu().double() / steps
-                values |= {f"train/{name}": float(value) for name, value in zip(each.terms, sums, strict=True)}
+                start = f"train/{each.phase.prefix}"
+                values |= {f"{start}{name}": float(value) for name, value in zip(each.terms, sums, strict=True)}
                 values["train/lr"] = each.optimizer.param_groups[0]["lr"]
             if values:
                 self.progress.history.append({"step": self.progress.step, **values})
@@ -283,10 +287,13 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> bool:
         """Validate, save; True when early stopping says enough."""
-        values = {f"val/{name}": value for name, value in self.validate(self.result).items()}
+        phases = self.plan.ending(epoch)
+        judged = self.validate(part_of(self.result, phases[0]), objective_of(phases))
+        values = {f"val/{phases[0].prefix}{name}": value for name, value in judged.items()}
         self.progress.epoch = epoch
         self.progress.history.append({"step": self.progress.step, **values})
-        self._note_the_best(values)
+        if phases[-1] is self.plan.phases[-1]:  # early stopping watches the last phase: the others only prepare it
+            self._note_the_best(values)
         self.listener.epoch_ended(epoch, self.progress.step, values)
         self.save(self.checkpoint())
         return self._patience_is_over()
@@ -309,10 +316,8 @@ class Trainer:
 
     def _patience_is_over(self) -> bool:
         early = self.training.early_stopping
-        return early is not None and self.progress.epoch - self.progress.best_epoch >= early.patience
-
-    def _epochs(self) -> int:
-        return self.plan.epochs * (1 if self.plan.rotate else len(self.plan.phases))
+        watched = self.progress.best_epoch > 0
+        return early is not None and watched and self.progress.epoch - self.progress.best_epoch >= early.patience
 
     def checkpoint(self) -> Checkpoint:
         state: dict[str, Any] = {
@@ -344,6 +349,21 @@ class Trainer:
         for entry in self.progress.history:  # JSON has no NaN
             entry |= {name: math.nan for name, value in entry.items() if value is None}
         self.step_on_device.fill_(self.progress.step)
+
+
+def part_of(model: Model, phase: Phase) -> Model:
+    """What a phase trains: the whole model, or one slice of it."""
+    return model if phase.slice is None else Slice(model, phase.slice)
+
+
+def objective_of(phases: Sequence[Phase]) -> Objective:
+    """Everything that some phases minimise, each term once: what validation measures."""
+    total, seen = Objective(), set()
+    for phase in phases:
+        fresh = tuple(term for term in phase.objective.terms if term.name not in seen)
+        seen |= {term.name for term in fresh}
+        total = total + Objective(fresh)
+    return total
 
 
 def micro_batches(batch: Batch, count: int) -> list[Batch]:

@@ -38,7 +38,7 @@ def validate(model: Model, objective: Objective, feed: Feed) -> dict[str, float]
             size = size.cpu().double()  # on the host, because not every device has float64
             totals += data.shares(trace, rows).detach().cpu().double() * size
             counts += size
-            for name, value in _human(trace.p_x, trace.p_y, batch).items():
+            for name, value in _human(trace.p_x, trace.p_y, trace.batch).items():
                 human[name] += value.cpu().double()
     totals, counts = sum_over_ranks(totals), sum_over_ranks(counts)
     means_of_terms = totals / counts.clamp_min(1)

@@ -136,7 +136,7 @@ def trainer_of(found: Resolved, mode: str, feed: Feed, model: Model | None = Non
 
 def judge(trainer: Trainer, feed: Feed):
     """What a stage passes as `validate`."""
-    return lambda model: validate(model, trainer.runs[0].phase.objective, feed)
+    return lambda model, objective=trainer.runs[0].phase.objective: validate(model, objective, feed)
 
 
 def weights(model) -> dict[str, torch.Tensor]:

@@ -49,7 +49,7 @@ def train(name, micro):
     first.make_step(first.runs[0], micro_batches(batch, micro))
     listener = Keep()
     trainer = trainer_of(found, mode, feed, fresh(found), listener=listener)
-    trainer.validate = judge(trainer, feed) if mode == "pretrain" else (lambda model: {})
+    trainer.validate = judge(trainer, feed) if mode == "pretrain" else (lambda model, objective: {})
     trainer.run()
     return {
         "gradients": gradients(first.model),

@@ -15,7 +15,7 @@ BUILTINS = ROOT / "plugins" / "ssl_ae_builtins"
 # From the ground up. A room imports only from floors below its own; rooms of one floor do not know each other.
 FLOORS = [
     {"errors"},
-    {"files", "trace", "randomness", "progress"},
+    {"files", "trace", "randomness", "progress", "moments", "pictures"},
     {"latent", "likelihood", "tables", "data.card"},
     {"data.sources", "data.holdout", "data.moments", "data.samples", "data.order"},
     {"data.targets", "data.shards", "data.loading"},

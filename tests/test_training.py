@@ -107,7 +107,7 @@ def stopping(metrics, metric="val/loss", patience=2):
     trainer = trainer_of(resolved(pretrain={"epochs": 9, "early_stopping": early}), "pretrain", feed_of(X))
     values, trainer.kept = iter(metrics), []
 
-    def validate_so(model):
+    def validate_so(model, objective):
         trainer.kept.append(weights(model))
         return {metric.removeprefix("val/"): next(values)}
 
@@ -133,7 +133,7 @@ def test_early_stopping_waits_for_its_patience_and_keeps_the_best(metric, values
 
 def test_a_metric_that_is_not_measured_has_a_near_match():
     trainer = trainer_of(resolved(pretrain={"early_stopping": {"metric": "val/los"}}), "pretrain", feed_of(X))
-    trainer.validate = lambda model: {"loss": 1.0}
+    trainer.validate = lambda model, objective: {"loss": 1.0}
     with pytest.raises(RecipeError, match=r"metric = val/los: this stage measures val/loss. Did you mean val/loss\?"):
         trainer.run()
 

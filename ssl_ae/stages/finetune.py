@@ -195,13 +195,19 @@ def choose_folder(run: Path, method: str, fields: dict[str, Any]) -> StageFolder
 
 
 def check_mode(resolved: Resolved) -> None:
-    """Raises RecipeError when the head cannot be trained in the recipe's mode."""
+    """Raises RecipeError when the head, or the encoder under it, cannot be trained in the recipe's mode."""
     head, mode = resolved.head, resolved.recipe.finetune.mode
     if head.cls.fitted_at_once and mode != "sequential":
         raise RecipeError(
             f"model.head.name = {head.full_name}: is fitted on stored latents, so finetune.mode must be sequential, "
             f"not {mode}. "
             "Take a differentiable head (softmax, mlp), or --sequential."
+        )
+    encoder = resolved.encoder
+    if not encoder.cls.differentiable and mode != "sequential":
+        raise RecipeError(
+            f"model.encoder.name = {encoder.full_name}: its code is a constant of each step, so l_Y cannot train it; "
+            f"finetune.mode must be sequential, not {mode}."
         )
 
 

@@ -10,7 +10,6 @@ from ssl_ae import distributed
 from ssl_ae.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_ae.data.loading import Feed
 from ssl_ae.model import Model
-from ssl_ae.objective import Objective
 from ssl_ae.plan import Plan
 from ssl_ae.progress import Reporter
 from ssl_ae.recipe import Training
@@ -38,7 +37,6 @@ def train(
     resume: bool = False,
 ) -> tuple[Model, Progress]:
     """Train by the plan and return the model to keep. With `stage`, saved each epoch and when asked to stop."""
-    judged = objective_of(plan)
     listener = Teller(ws.reporter, tracker, plan, name)
     trainer = Trainer(
         model,
@@ -49,7 +47,7 @@ def train(
         device=ws.device,
         bf16=ws.recipe.precision == "bf16",
         compile_step=ws.recipe.compile is True,
-        validate=(lambda m: validate(m, judged, val)) if val is not None and val.split.rows else (lambda m: {}),
+        validate=(lambda m, objective: validate(m, objective, val)) if val is not None and val.split.rows else (lambda *_: {}),
         save=(lambda checkpoint: _save(stage, checkpoint)) if stage else (lambda checkpoint: None),
         listener=listener,
     )
@@ -61,16 +59,6 @@ def train(
     with listener.watching(trainer.progress.step):
         progress = trainer.run()
     return trainer.result, progress
-
-
-def objective_of(plan: Plan) -> Objective:
-    """Everything a plan minimises, each term once: what validation measures."""
-    total, seen = Objective(), set()
-    for phase in plan.phases:
-        fresh = tuple(term for term in phase.objective.terms if term.name not in seen)
-        seen |= {term.name for term in fresh}
-        total = total + Objective(fresh)
-    return total
 
 
 def final_metrics(progress: Progress) -> dict[str, float]:

@@ -78,11 +78,22 @@ def test_modes_compare_at_equal_steps():
 
 def test_phases_in_sequence_end_with_a_whole_epoch():
     """Two phases of 3 epochs over 10 rows by 4: ceil(7.5) = 8 steps each, epochs after 3, 5, 8 of each."""
-    phase = trainer_of(resolved(), "joint", feed_of(X, Y)).runs[0].phase
-    plan = Plan((phase, phase), epochs=3, rows=10, batch=4)
+    phase = dataclasses.replace(trainer_of(resolved(), "joint", feed_of(X, Y)).runs[0].phase, epochs=3)
+    plan = Plan((phase, phase), rows=10, batch=4)
     assert [plan.epoch_end(epoch) for epoch in range(1, 7)] == [3, 5, 8, 11, 13, 16]
     assert plan.steps == 16
     assert [plan.at(step) for step in (0, 7, 8, 15)] == [(0, 0), (0, 7), (1, 0), (1, 7)]
+
+
+def test_phases_may_make_different_numbers_of_passes():
+    """One epoch and then two, over 10 rows by 4: ceil(2.5) = 3 and ceil(5) = 5 steps; the epochs end after 3, 3 + 3, 3 + 5."""
+    first = dataclasses.replace(trainer_of(resolved(), "joint", feed_of(X, Y)).runs[0].phase, epochs=1)
+    second = dataclasses.replace(first, epochs=2)
+    plan = Plan((first, second), rows=10, batch=4)
+    assert (plan.epochs, plan.steps) == (3, 8)
+    assert [plan.epoch_end(epoch) for epoch in (1, 2, 3)] == [3, 6, 8]
+    assert [plan.at(step) for step in (0, 2, 3, 7)] == [(0, 0), (0, 2), (1, 0), (1, 4)]
+    assert [plan.ending(epoch) for epoch in (1, 2, 3)] == [(first,), (second,), (second,)]
 
 
 # --- alpha = 0

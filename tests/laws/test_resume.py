@@ -141,7 +141,7 @@ def test_early_stopping_holds_after_a_kill(tmp_path):
 
     def make():
         each = trainer("joint", epochs=9, early_stopping={"metric": "val/loss", "patience": 2})
-        each.validate = lambda model: {"loss": 1.0}
+        each.validate = lambda model, objective: {"loss": 1.0}
         return each
 
     whole = make()
@@ -159,7 +159,7 @@ def test_early_stopping_keeps_the_weights_of_the_best_epoch(tmp_path):
 
     def make(losses):
         each = trainer("joint", epochs=9, early_stopping={"metric": "val/loss", "patience": 2})
-        each.validate = lambda model: {"loss": losses.pop(0)}
+        each.validate = lambda model, objective: {"loss": losses.pop(0)}
         return each
 
     best = []
@@ -177,14 +177,14 @@ def test_early_stopping_keeps_the_weights_of_the_best_epoch(tmp_path):
 def test_a_first_epoch_that_is_not_a_number_is_no_record(tmp_path):
     losses = [float("nan"), 2.0, 1.0, 3.0, 3.0]
     some = trainer("joint", epochs=9, early_stopping={"metric": "val/loss", "patience": 2})
-    some.validate = lambda model: {"loss": losses.pop(0)}
+    some.validate = lambda model, objective: {"loss": losses.pop(0)}
     some.run()
     assert (some.progress.best, some.progress.best_epoch) == (1.0, 3)
 
 
 def test_a_metric_that_was_not_a_number_stays_one(tmp_path):
     some = trainer("joint", epochs=1)
-    some.validate = lambda model: {"loss": float("nan")}
+    some.validate = lambda model, objective: {"loss": float("nan")}
     some.save = lambda checkpoint: save_checkpoint(tmp_path, checkpoint)
     some.run()
     again = trainer("joint", epochs=1)
