@@ -14,7 +14,7 @@ export UV_FIND_LINKS := $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 endif
 endif
 
-.PHONY: help .venv demo test few-labels lint format constraints clean
+.PHONY: help .venv demo test few-labels gallery lint format constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -63,6 +63,10 @@ test: .venv ## run the tests
 # MNIST's four IDX files in a folder, packed first: ssl-ae data pack FOLDER data/mnist. About an hour on two cores.
 few-labels: .venv ## README's table: every mode at 100 and 1,000 labels of MNIST, 5 label seeds
 	.venv/bin/python -m tests.benchmarks.few_labels
+
+# MNIST as above. About a quarter of an hour on two cores the first time.
+gallery: .venv ## README's pictures, from runs of the recipes
+	OMP_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.gallery
 
 lint: .venv ## check style and formatting
 	.venv/bin/ruff check $(SOURCES)

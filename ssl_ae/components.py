@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ssl_ae.errors import PluginError
-from ssl_ae.latent import Posterior
+from ssl_ae.latent import PosteriorKind
 from ssl_ae.pictures import Picture
 from ssl_ae.trace import Batch, Need, Over, Pass, Shapes, Trace
 
@@ -95,9 +95,17 @@ class Encoder(Component):
         return None
 
     @classmethod
-    def posterior(cls, config: Config) -> Posterior:
+    def posterior(cls, config: Config) -> PosteriorKind:
         """The kind of q(z|x) that these options give."""
         return "point"
+
+    @classmethod
+    def symbol(cls, config: Config) -> int | None:
+        """Of a discrete code, how many numbers make one symbol; None for real codes. Discrete codes compare by Hamming distance.
+
+        1: each number of E[z|x] is a bit, or the probability that it is 1. L: each L numbers are the probabilities of L values.
+        """
+        return None
 
     @classmethod
     def parts(cls, config: Config) -> int:
@@ -114,6 +122,7 @@ class Decoder(Component):
     """z -> p(x|z)."""
 
     kind = "decoder"
+    reads_layers: ClassVar[bool] = False  # needs the encoder's layers in `run.taps`: it decodes no code without its sample
 
     @abstractmethod
     def forward(self, z: Tensor, run: Pass) -> tuple[Distribution, dict[str, Tensor]]:
@@ -144,6 +153,7 @@ class Regularizer(Component):
 
     `over` says what `penalty` is averaged over, `needs` what it reads, `layers` where `perturb` acts unless the recipe says
     otherwise. `always = True` perturbs in evaluation and extraction too (a change of what the input is, not noise).
+    `of_samples = True` perturbs x as the picture or signal it is, which no layer above is.
     """
 
     kind = "regularizer"
@@ -151,6 +161,7 @@ class Regularizer(Component):
     over: ClassVar[Over] = Over.ROWS
     needs: ClassVar[frozenset[Need]] = frozenset()
     always: ClassVar[bool] = False
+    of_samples: ClassVar[bool] = False
     layers: tuple[str, ...] = ("input",)
     verbs: ClassVar[frozenset[str]] = frozenset()
 
@@ -158,6 +169,11 @@ class Regularizer(Component):
         super().__init_subclass__(**kwargs)
         names = ("transform", "perturb", "penalty", "project")
         cls.verbs = frozenset(verb for verb in names if getattr(cls, verb) is not getattr(Regularizer, verb))
+        if Need.STEP_MEAN in cls.needs and cls.over is not Over.STEP:
+            raise PluginError(
+                f"{cls.__module__}.{cls.__qualname__}: needs = STEP_MEAN with over = {cls.over}: a mean over the step is exact "
+                "in its gradient only for a penalty that is one value a step. Set over = Over.STEP."
+            )
 
     def transform(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Change rows before the pass (flips, mixing). May replace x, target and soft."""

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,34 @@ def whole_file(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path` to be filled; it is gone in the end unless `move_folder` moved it."""
+    make_folder(path.parent)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    aside.mkdir()
+    try:
+        yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def move_folder(aside: Path, path: Path) -> None:
+    """Give a folder from `folder_aside` its name; a folder that has it already makes way and is removed."""
+    if not path.exists() or not any(path.iterdir()):
+        os.replace(aside, path)
+    else:
+        old = aside.with_suffix(".old")
+        os.replace(path, old)
+        try:
+            os.replace(aside, path)
+        except OSError:
+            os.replace(old, path)
+            raise
+        shutil.rmtree(old)
+    _sync_folder(path.parent)
 
 
 def make_folder(path: Path) -> Path:

@@ -51,7 +51,7 @@ class Model(nn.Module):
         """
         x = batch.x.detach().requires_grad_() if Need.INPUT_GRAD in needs else batch.x
         perturbers, quiet = self._perturbers(), self._perturbers(always=True)
-        undisturbed = perturbers == quiet and not self.encoder.noisy
+        undisturbed = perturbers == quiet and (step is None or not self.encoder.noisy)
         learn = undisturbed or Need.CLEAN not in needs
         trace = self._walk(replace(batch, x=x), perturbers, needs, means, learn, step)
         further: dict[str, object] = {}
@@ -71,8 +71,31 @@ class Model(nn.Module):
         return self.posterior(x).mean
 
     def decode(self, z: Tensor, condition: Tensor | None = None) -> Distribution:
-        """z (B, K) -> p(x|z)."""
+        """z (B, K) -> p(x|z). Raises RecipeError where the decoder needs the layers that a code alone does not bring."""
+        if self.decoder.reads_layers:
+            raise RecipeError(
+                f"decoder {self.decoder.name} reads the layers of the encoder beside the code, so it reconstructs samples but "
+                "decodes no code of its own. Take a decoder that reads the code alone, such as mlp."
+            )
         return self.decoder(z, Pass(self.decoder, condition=condition))[0]
+
+    def reconstruct(self, x: Tensor) -> Distribution:
+        """p(x|z) at z = E[z|x], without noise."""
+        return self.round_trip(x)[1]
+
+    def round_trip(self, x: Tensor) -> tuple[Distribution, Distribution]:
+        """q(z|x), and p(x|z) at its mean, in one pass without noise: the decoder may read the encoder's layers."""
+        run = Pass(self.decoder, self._perturbers(always=True))
+        q = self.encoder(run.tap(x, "input"), run)
+        return q, self.decoder(run.tap(q.mean, CODE), run)[0]
+
+    def layer(self, x: Tensor, name: str) -> Tensor:
+        """A layer by its name, (B, *s), in a pass without noise and with the code at its mean. Raises KeyError."""
+        run = Pass(self.decoder, self._perturbers(always=True))
+        run.tap(self.encoder(run.tap(x, "input"), run).mean, CODE)
+        if name not in run.taps:
+            self.decoder(run.taps[CODE], run)
+        return run.taps[name]
 
     def predict(self, x: Tensor) -> Distribution:
         """p(y|x) without noise, with frozen statistics; differentiable in x."""
@@ -83,6 +106,10 @@ class Model(nn.Module):
         """q(z|x) without noise, batch shape (B,), event shape (K,). Deterministic in evaluation mode."""
         run = Pass(self.decoder, self._perturbers(always=True))
         return self.encoder(run.tap(x, "input"), run)
+
+    def disturbed(self, x: Tensor) -> Tensor:
+        """x as a training pass gives it to the encoder: through every regularizer that perturbs the input, in their order."""
+        return Pass(regularizers=[r for r in self.regularizers if "perturb" in r.verbs]).tap(x, "input")
 
     def _perturbers(self, always: bool = False) -> list[Regularizer]:
         """Those that perturb now: all of them while training, else only those that change what the input is."""
@@ -107,6 +134,7 @@ class Model(nn.Module):
         encoded = dict(run.taps)
         draws = q.rsample(torch.Size([self.samples]))  # (S, B, K)
         draws = torch.stack([run.tap(draws[0], CODE), *draws[1:]]) if self.samples > 1 else run.tap(draws[0], CODE)[None]
+        run.learn = True  # the decoder meets these rows in no other pass
         p_x, rebuilt = self.decoder(draws[0], run) if Need.RECONSTRUCTION in needs else (None, {})
         p_y = self.head(q.mean) if Need.PREDICTION in needs else None
 
@@ -143,9 +171,12 @@ class Slice(Model):
     """
 
     def __init__(self, whole: Model, index: int) -> None:
-        parts = whole.encoder.slices()
-        super().__init__(parts[index], whole.decoder.slices()[-1 - index], regularizers=whole.regularizers)
-        self._below = parts[:index]  # in a tuple, so that they are no modules of the slice
+        parts, regularizers = whole.encoder.slices(), list(whole.regularizers)
+        here = [r for r in regularizers if index == 0 or not r.of_samples]
+        super().__init__(parts[index], whole.decoder.slices()[-1 - index], regularizers=here)
+        # in tuples, so that they are no modules of the slice
+        self._below = tuple(parts[:index])
+        self._before = tuple(r for r in regularizers if r.of_samples and r.always)
 
     def forward(self, batch: Batch, *args, **kwargs) -> Trace:
         """As `Model.forward`, on the rows as the parts below see them."""
@@ -156,6 +187,7 @@ class Slice(Model):
     @torch.no_grad()
     def below(self, x: Tensor) -> Tensor:
         """What the parts below return for x."""
+        x = Pass(regularizers=self._before).tap(x, "input")
         for part in self._below:
             with frozen(part):
                 x = part(x, Pass()).mean

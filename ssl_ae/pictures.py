@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,28 @@ class Lines:
 
 
 Picture = Tiles | Histogram | Lines
+
+
+def check(picture: Picture) -> None:
+    """Raises ValueError for what cannot be drawn: another type or name, numbers that are not finite or of another shape."""
+    if not isinstance(picture, Picture):
+        raise ValueError(f"a component's picture is Tiles, Histogram or Lines, not {type(picture).__name__}")
+    kind = type(picture).__name__.lower()
+    if not NAME.fullmatch(picture.name):
+        raise ValueError(f"{kind} {picture.name!r}: a name is that of a file, of lower-case letters, digits, _ and -")
+    if not picture.title.strip():
+        raise ValueError(f"{kind} {picture.name!r} have no title: write a sentence that says what is seen")
+    match picture:
+        case Tiles(tiles=tiles):
+            shape = tuple(tiles.shape)
+            if len(shape) not in (2, 3, 4) or not tiles.numel() or not bool(tiles.isfinite().all()):
+                raise ValueError(f"tiles {picture.name!r} must be finite numbers (n, C, H, W), (n, C, T) or (n, D); got {shape}")
+        case Histogram(values=values):
+            if values.dim() != 1 or not bool(values.isfinite().any()):
+                raise ValueError(f"histogram {picture.name!r} needs values (n,), some finite; got {tuple(values.shape)}")
+        case Lines(lines=lines):
+            shapes = [tuple(values.shape) for values in lines.values()]
+            if any(len(shape) != 1 for shape in shapes):
+                raise ValueError(f"lines {picture.name!r} need values (n,) each; got {shapes}")
+            if not any(bool((values.isfinite() & ((values > 0) | (not picture.log))).any()) for values in lines.values()):
+                raise ValueError(f"lines {picture.name!r} have no {'positive' if picture.log else 'finite'} value")

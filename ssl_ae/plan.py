@@ -163,8 +163,9 @@ def head_training(training: Finetune, rows: int, labeled: int) -> Plan:
 
 
 def classifier(model: Model) -> tuple[str, ...]:
-    """The parameters between x and p(y|x)."""
-    return (*CLASSIFIER, "decoder.*") if model.encoder.reads_decoder else CLASSIFIER
+    """The parameters between x and p(y|x) that l_Y can reach."""
+    encoder = model.encoder
+    return (*CLASSIFIER, "decoder.*") if encoder.reads_decoder and encoder.differentiable else CLASSIFIER
 
 
 def penalties(resolved: Resolved, model: Model, of_prediction: bool) -> Objective:

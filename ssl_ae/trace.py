@@ -38,7 +38,7 @@ class Need(enum.StrEnum):
     INPUT_GRAD = "input_grad"  # batch.x takes part in autograd
     VIEW = "view"  # a second, differently perturbed pass: trace.view
     TEACHER = "teacher"  # the averaged (EMA) model on the unperturbed rows: trace.teacher
-    STEP_MEAN = "step_mean"  # trace.step_mean: means over all rows of the step
+    STEP_MEAN = "step_mean"  # trace.step_mean: means over all rows of the step; only for terms over STEP
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Pass:
     labeled: Tensor | None = None  # (B,) bool
     condition: Tensor | None = None  # (B, C), a label given to the decoder
     stats: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # {layer: (mean, std)} that `norm` divided out
-    learn: bool = True  # running statistics follow this pass: of several over one batch, only the undisturbed one's
+    learn: bool = True  # running statistics follow this pass: of several over one batch, the encoder's only the undisturbed one
     step: Tensor | None = None  # () int64, steps made before this one; None outside training, where schedules are over
 
     def tap(self, h: Tensor, name: str) -> Tensor:

@@ -10,19 +10,27 @@ from ssl_ae.training import micro_batches
 
 X, Y = rows(29, labeled=0.3)
 WEIGHTS = {"name": "weights", "weight": 0.02}
+SIGMOID = {"name": "mlp", "widths": [11], "activation": "sigmoid", "code_activation": "sigmoid"}
 ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}
 
 
 def scenario(
-    mode, optimizer=None, regularizers=(WEIGHTS, {"name": "sparse_l1", "weight": 0.3}), extra=((MeanCode, 0.7),), **training
+    mode,
+    optimizer=None,
+    regularizers=(WEIGHTS, {"name": "sparse_l1", "weight": 0.3}),
+    extra=((MeanCode, 0.7),),
+    encoder=None,
+    decoder=None,
+    **training,
 ):
     training = {"alpha": 0.4, "log_every": 1, "epochs": 2, **({"optimizer": optimizer} if optimizer else {}), **training}
-    only_finetune = {"alpha", "labeled_fraction"}
+    only_finetune, only_pretrain = {"alpha", "labeled_fraction"}, {"slice_epochs"}
+    parts = {name: part for name, part in (("encoder", encoder), ("decoder", decoder)) if part}
     return mode, {
-        "model": {"regularizers": list(regularizers)},
+        "model": {"regularizers": list(regularizers), **parts},
         "extra": extra,
         "pretrain": {name: value for name, value in training.items() if name not in only_finetune},
-        "finetune": training,
+        "finetune": {name: value for name, value in training.items() if name not in only_pretrain},
     }
 
 
@@ -30,8 +38,15 @@ SCENARIOS = {
     "joint": scenario("joint"),
     "joint, AdamW, clipped, averaged": scenario("joint", ADAMW, clip_norm=0.5, ema=0.9),
     "alternate": scenario("alternate"),
+    "alternate, codes without gradient": scenario(
+        "alternate", extra=(), encoder={"name": "sparse_coding", "sparsity": 0.3}, decoder={"name": "linear"}
+    ),
     "end-to-end": scenario("end-to-end"),
     "pretrain": scenario("pretrain", extra=()),
+    "pretrain, layer by layer": scenario("pretrain", ema=0.9, slice_epochs=1, encoder={"name": "stack", "widths": [11]}),
+    "pretrain, mean activity": scenario(
+        "pretrain", regularizers=({"name": "sparse_kl", "layers": ["h*", "code"], "weight": 0.7},), extra=(), encoder=SIGMOID
+    ),
     "joint, batches that two ranks cannot halve": scenario("joint", batch_size=11),
     "joint, one part on one rank and two on the other": scenario("joint", batch_size=3),
 }

@@ -10,28 +10,63 @@ from ssl_ae.data.sources.npz import Npz
 from ssl_ae.data.sources.sklearn import Named
 from ssl_ae.data.sources.tables import Table
 from ssl_ae.data.sources.webdataset import WebDataset
+from ssl_ae_builtins.contractive import Contractive
 from ssl_ae_builtins.conv import ConvDecoder, ConvEncoder
+from ssl_ae_builtins.distortion import Distortion
+from ssl_ae_builtins.factor_analysis import FactorAnalysisDecoder, FactorAnalysisEncoder
+from ssl_ae_builtins.grayscale import Grayscale
+from ssl_ae_builtins.hash import HashEncoder
 from ssl_ae_builtins.heads import BernoulliHead, Gaussian, Mlp, Softmax
+from ssl_ae_builtins.ladder import Ladder, LadderDecoder, LadderEncoder
 from ssl_ae_builtins.linear import LinearDecoder, LinearEncoder
+from ssl_ae_builtins.lista import Lista
 from ssl_ae_builtins.mlp import MlpDecoder, MlpEncoder
-from ssl_ae_builtins.noise import Dropout, GaussianNoise, MaskingNoise
+from ssl_ae_builtins.noise import Dropout, GaussianNoise, MaskingNoise, SaltPepper
 from ssl_ae_builtins.penalties import Kl, SparseL1, Weights
+from ssl_ae_builtins.sparse_coding import SparseCoding
+from ssl_ae_builtins.sparse_kl import SparseKl
+from ssl_ae_builtins.stack import StackEncoder
 from ssl_ae_builtins.table_heads import Knn, Logistic
+from ssl_ae_builtins.unit_norm import UnitNorm
 
 
 @ssl_ae.hookimpl
 def ssl_ae_encoders() -> list[type[ssl_ae.Encoder]]:
-    return [LinearEncoder, MlpEncoder, ConvEncoder]
+    return [
+        LinearEncoder,
+        MlpEncoder,
+        ConvEncoder,
+        FactorAnalysisEncoder,
+        StackEncoder,
+        SparseCoding,
+        Lista,
+        HashEncoder,
+        LadderEncoder,
+    ]
 
 
 @ssl_ae.hookimpl
 def ssl_ae_decoders() -> list[type[ssl_ae.Decoder]]:
-    return [LinearDecoder, MlpDecoder, ConvDecoder]
+    return [LinearDecoder, MlpDecoder, ConvDecoder, FactorAnalysisDecoder, LadderDecoder]
 
 
 @ssl_ae.hookimpl
 def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
-    return [Weights, Dropout, GaussianNoise, MaskingNoise, SparseL1, Kl]
+    return [
+        Weights,
+        Dropout,
+        GaussianNoise,
+        MaskingNoise,
+        SaltPepper,
+        Distortion,
+        Grayscale,
+        SparseL1,
+        Kl,
+        SparseKl,
+        UnitNorm,
+        Contractive,
+        Ladder,
+    ]
 
 
 @ssl_ae.hookimpl

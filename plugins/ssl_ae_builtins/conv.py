@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated
 
@@ -78,9 +79,16 @@ class ConvEncoder(ssl_ae.Encoder):
             x = run.tap(block(x), f"h{i}")
         return self.latent(x.flatten(1))
 
+    def pictures(self, trace: ssl_ae.Trace) -> Iterable[ssl_ae.Tiles]:
+        yield ssl_ae.Tiles("filters", "Filters of the first layer: the kernels of its feature maps", self.blocks[0][0].weight)
+
     @classmethod
     def posterior(cls, config: Config) -> Posterior:
         return config.posterior
+
+    @classmethod
+    def unit_interval(cls, config: Config) -> tuple[str, ...]:
+        return ("h*",) if config.activation == "sigmoid" else ()
 
     @classmethod
     def check(cls, config: Config, recipe) -> list[str]:
@@ -88,7 +96,7 @@ class ConvEncoder(ssl_ae.Encoder):
 
 
 class ConvDecoder(OutputDecoder):
-    """Transposed convolutions from code to p(x|z); channels mirror the encoder's."""
+    """Transposed convolutions from code to p(x|z) (Dumoulin & Visin 2016, ch. 4); channels mirror the encoder's."""
 
     name = "conv"
 

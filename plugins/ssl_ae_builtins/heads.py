@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -13,15 +13,18 @@ from torch.distributions import Bernoulli, Categorical, Distribution, Independen
 import ssl_ae
 from ssl_ae_builtins.activations import Activation, activation
 
+Variance = Literal["learned", "unit"]
+
 
 class TargetUnits(nn.Module):
     """Standardised targets inside, the user's units outside: (B, T) <-> mean and standard deviation of the labels seen."""
 
-    def __init__(self, targets: int) -> None:
+    def __init__(self, targets: int, variance: Variance = "learned") -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(targets))
         self.register_buffer("std", torch.ones(targets))
-        self.raw_std = nn.Parameter(torch.full((targets,), 0.5413))  # softplus(0.5413) = 1: one standard deviation of y
+        # softplus(0.5413) = 1: one standard deviation of y
+        self.raw_std = nn.Parameter(torch.full((targets,), 0.5413)) if variance == "learned" else None
 
     def prepare(self, y: Tensor) -> None:
         """y (N, T), NaN where unknown. A target that never varies keeps unit scale."""
@@ -32,7 +35,8 @@ class TargetUnits(nn.Module):
 
     def forward(self, raw: Tensor) -> Distribution:
         """raw (B, T) in standard deviations -> N over targets, event shape (T,)."""
-        std = (nn.functional.softplus(self.raw_std) + 1e-3) * self.std
+        relative = 1.0 if self.raw_std is None else nn.functional.softplus(self.raw_std) + 1e-3
+        std = relative * self.std
         return Independent(Normal(self.mean + at_least_float32(raw) * self.std, std, validate_args=False), 1, validate_args=False)
 
 
@@ -46,21 +50,41 @@ def output_of(shapes: ssl_ae.Shapes) -> TargetUnits | None:
 
 
 class Softmax(ssl_ae.Head):
-    """p(y|z) = softmax(W z + b): multinomial logistic regression on the features."""
+    """p(y|z) = softmax(W z + b), multinomial logistic regression; or softmax(z), the code itself (Rasmus et al. 2015, alg. 1)."""
 
     name = "softmax"
 
-    def __init__(self, config: ssl_ae.Config, shapes: ssl_ae.Shapes) -> None:
+    class Config(ssl_ae.Config):
+        weights: bool = Field(True, description="W and b; without them the code is the logits, and latent_dim the classes")
+
+    def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
         super().__init__(config, shapes)
-        self.linear = nn.Linear(shapes.latent, shapes.outputs)
+        self.linear = nn.Linear(shapes.latent, shapes.outputs) if config.weights else nn.Identity()
 
     def forward(self, features: Tensor) -> Distribution:
         """(B, K) -> Categorical over classes, (B,)."""
         return Categorical(logits=at_least_float32(self.linear(features)), validate_args=False)
 
+    @classmethod
+    def check(cls, config: Config, recipe) -> list[str]:
+        if config.weights:
+            return []
+        complaints, shapes = [], recipe.shapes
+        if shapes.classes is not None and shapes.latent != shapes.classes:
+            complaints.append(
+                f"model.head.weights = false: the code is the logits, so latent_dim must be the {shapes.classes} classes, "
+                f"but it is {shapes.latent}. Set model.latent_dim: {shapes.classes}, or weights: true."
+            )
+        if recipe.recipe.finetune.mode == "sequential":
+            complaints.append(
+                "model.head.weights = false: in sequential mode the head alone learns from labels, and this one has nothing to "
+                "learn. Set finetune.mode: joint, alternate or end-to-end, or weights: true."
+            )
+        return complaints
+
 
 class Mlp(ssl_ae.Head):
-    """Multilayer perceptron on the features: softmax over classes, or a gaussian with learned variance over targets."""
+    """p(y|z) = softmax(f(z)), or N(f(z), diag(s^2)) with s learned, f a multilayer perceptron (Rumelhart et al. 1986)."""
 
     name = "mlp"
     tasks = frozenset({"classes", "regression"})
@@ -87,14 +111,22 @@ class Mlp(ssl_ae.Head):
 
 
 class Gaussian(ssl_ae.Head):
-    """p(y|z) = N(W z + b, diag(s^2)): linear regression with learned noise; targets are standardised inside."""
+    """p(y|z) = N(W z + b, diag(s^2)): linear regression; with s = 1, least mean squares (Widrow & Hoff 1960).
+
+    Targets are standardised inside: y, W z + b and s count in standard deviations of the labels seen. With `variance: unit`,
+    -log p(y|z) is 1/2 |y - W z - b|^2 and a constant; a learned s^2 divides it, so that l_Y pulls harder as the fit improves.
+    """
 
     name = "gaussian"
     tasks = frozenset({"regression"})
 
-    def __init__(self, config: ssl_ae.Config, shapes: ssl_ae.Shapes) -> None:
+    class Config(ssl_ae.Config):
+        variance: Variance = Field("learned", description="s^2 of each target: learned, or 1 in units of the target's variance")
+
+    def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
         super().__init__(config, shapes)
-        self.linear, self.units = nn.Linear(shapes.latent, shapes.outputs), output_of(shapes)
+        self.linear = nn.Linear(shapes.latent, shapes.outputs)
+        self.units = TargetUnits(shapes.targets, config.variance) if shapes.targets else None
 
     def prepare(self, y: Tensor) -> None:
         self.units.prepare(y)
@@ -105,7 +137,7 @@ class Gaussian(ssl_ae.Head):
 
 
 class BernoulliHead(ssl_ae.Head):
-    """p(y_t = 1|z) = sigmoid(W z + b)_t: independent yes-or-no targets (multi-label)."""
+    """p(y_t = 1|z) = sigmoid(W z + b)_t: independent yes-or-no targets, multi-label (Cox 1958)."""
 
     name = "bernoulli"
     tasks = frozenset({"multilabel"})

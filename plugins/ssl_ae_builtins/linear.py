@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.distributions import Distribution
 
 import ssl_ae
 from ssl_ae.latent import Posterior
+from ssl_ae_builtins import jacobians
 from ssl_ae_builtins.outputs import OutputConfig, OutputDecoder
 
 
@@ -30,13 +32,17 @@ class LinearEncoder(ssl_ae.Encoder):
         """x (B, *shapes.x) -> q(z|x), (B, K)."""
         return self.latent(x.flatten(1))
 
+    def squared_jacobian(self, layers: Mapping[str, Tensor]) -> Tensor:
+        """|V|_F^2, the same in every row, (B,)."""
+        return jacobians.of_chain([(self.latent.linear.weight[: self.shapes.latent], "identity", layers["code"])])
+
     @classmethod
     def posterior(cls, config: Config) -> Posterior:
         return config.posterior
 
 
 class LinearDecoder(OutputDecoder):
-    """raw = W z + b: a linear map of the code, whose columns are the components."""
+    """raw = W z + b: a linear map of the code, whose columns are the components (Baldi & Hornik 1989)."""
 
     name = "linear"
 
@@ -52,3 +58,10 @@ class LinearDecoder(OutputDecoder):
         """z (B, K) -> p(x|z) over (B, *shapes.x)."""
         raw = self.linear(z).unflatten(1, (self.output.parameters_per_value, *self.shapes.x))
         return self.output(raw), {}
+
+    def pictures(self, trace: ssl_ae.Trace) -> Iterable[ssl_ae.Tiles]:
+        """What each number of the code adds to a sample; nothing where the output is many logits for each number of x."""
+        if self.config.likelihood != "categorical":
+            columns = self.linear.weight.T.unflatten(1, (self.output.parameters_per_value, *self.shapes.x))
+            title = "Components: the columns of W, what a unit of each number of the code adds"
+            yield ssl_ae.Tiles("components", title, columns[:, 0])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 import ssl_ae
+from ssl_ae.trace import matches
 
 
 class GaussianNoise(ssl_ae.Regularizer):
-    """h + scale * eps, eps ~ N(0, I): additive noise; the target stays clean (Vincent et al. 2010, sec. 4.1)."""
+    """h + scale * eps, eps ~ N(0, I): additive noise; the target stays clean (Vincent et al. 2010, sec. 3.3)."""
 
     name = "gaussian_noise"
 
@@ -22,7 +26,7 @@ class GaussianNoise(ssl_ae.Regularizer):
 
 
 class MaskingNoise(ssl_ae.Regularizer):
-    """A fraction of the numbers of each row is set to 0; the target stays clean (Vincent et al. 2010, sec. 4.1)."""
+    """A fraction of the numbers of each row is set to 0; the target stays clean (Vincent et al. 2010, sec. 3.3)."""
 
     name = "masking_noise"
 
@@ -31,6 +35,49 @@ class MaskingNoise(ssl_ae.Regularizer):
 
     def perturb(self, h: Tensor, layer: str) -> Tensor:
         return h * (torch.rand_like(h) >= self.config.fraction)
+
+
+class SaltPepper(ssl_ae.Regularizer):
+    """A fraction of the numbers of each row becomes low or high, at equal odds; the target stays clean (Vincent et al. 2010).
+
+    Its section 3.3. low and high are the smallest and the largest number a sample may hold: 0 and 1 for images, which
+    data.scale: range brings there. Standardised columns have no such ends: choose both, in standard deviations.
+    """
+
+    name = "salt_pepper"
+
+    class Config(ssl_ae.Config):
+        fraction: float = Field(0.25, ge=0, le=1, description="probability that a number is replaced")
+        low: float = Field(0.0, allow_inf_nan=False, description="pepper: the smallest number a sample may hold, after scaling")
+        high: float = Field(1.0, allow_inf_nan=False, description="salt: the largest number a sample may hold, after scaling")
+
+    def perturb(self, h: Tensor, layer: str) -> Tensor:
+        """A copy of h, of any shape."""
+        draw = torch.rand(h.shape, device=h.device)  # in float32 whatever h is: fractions of bf16 come in steps of 1/256
+        half = self.config.fraction / 2
+        return h.masked_fill(draw < half, self.config.low).masked_fill(draw >= 1 - half, self.config.high)
+
+    @classmethod
+    def check(cls, config: Config, recipe) -> Iterator[str]:
+        if config.low >= config.high:
+            yield f"salt_pepper.low = {config.low:g} is not below high = {config.high:g}. Swap them."
+            return
+        own = next((part for part in recipe.regularizers if part.config is config), None)
+        if own is not None and own.layers is not None and not matches("input", own.layers):
+            return  # nobody knows the range of a hidden layer
+        ends = recipe.x_range
+        for name, end in zip(("low", "high"), ends, strict=True):
+            value, chosen = getattr(config, name), name in config.model_fields_set
+            if math.isinf(end) and not chosen:
+                yield (
+                    f"salt_pepper.{name}: data.scale = {recipe.scale} leaves samples without a {name}est number. "
+                    f"Set {name}, in standard deviations, such as {-3 if name == 'low' else 3}, or take gaussian_noise."
+                )
+            elif not ends[0] <= value <= ends[1] or (value != end and not chosen):
+                yield (
+                    f"salt_pepper.{name} = {value:g}: samples lie in [{ends[0]:g}, {ends[1]:g}]. "
+                    f"Set {name}: {end:g}, or data.scale: range."
+                )
 
 
 class Dropout(ssl_ae.Regularizer):

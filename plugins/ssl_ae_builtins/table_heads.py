@@ -13,7 +13,7 @@ import ssl_ae
 
 
 class Logistic(ssl_ae.TableHead):
-    """Logistic regression with L2 penalty on standardised latents, fitted to its optimum (L-BFGS, scikit-learn)."""
+    """Logistic regression with L2 penalty on standardised latents, fitted to its optimum (Cox 1958; by L-BFGS, scikit-learn)."""
 
     name = "logistic"
 

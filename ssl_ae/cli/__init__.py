@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from ssl_ae.cli import data, plugins, recipes, stages, tracking
+from ssl_ae.cli import data, decoding, plugins, recipes, search, stages, tracking
 from ssl_ae.errors import SslAeError, Stopped
 
 app = typer.Typer(
@@ -44,6 +44,8 @@ def _top(version: bool = typer.Option(False, "--version", help="Print the versio
 
 app.add_typer(data.app, name="data")
 stages.register(app)
+decoding.register(app)
+search.register(app)
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(recipes.app, name="recipe")
 tracking.register(app)

@@ -19,7 +19,9 @@ TASKS = ("classes", "regression", "multilabel")
 
 @app.command()
 def pack(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, file, or the name of a data set (digits, mnist).")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Folder, file, or the name of a data set (digits, photos, diabetes, mnist).")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for card and shards.")],
     label: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column that holds the label (tables); a,b,c for several targets.")

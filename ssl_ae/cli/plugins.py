@@ -177,8 +177,27 @@ def _described(entry: Entry) -> dict[str, Any]:
         "version": getattr(entry.cls, "version", None),
         "plugin": {"name": plugin.name, "distribution": plugin.distribution, "version": plugin.version},
         "docstring": inspect.getdoc(entry.cls) or "",
+        "class": f"{entry.cls.__module__}.{entry.cls.__qualname__}",
+        "declares": _declared(entry),
         "options": [_option(name, field) for name, field in (options_of(entry.cls) | _engine_options(entry)).items()],
     }
+
+
+DECLARED = {
+    "encoder": ("noisy", "differentiable", "reads_decoder"),
+    "decoder": ("reads_layers",),
+    "regularizer": ("verbs", "over", "needs", "always", "of_samples"),
+    "head": ("tasks", "fitted_at_once"),
+}
+
+
+def _declared(entry: Entry) -> dict[str, Any]:
+    """What the class tells the engine, beside its options."""
+    names = DECLARED.get(entry.kind, ())
+    if entry.kind == "regularizer" and "penalty" not in entry.cls.verbs:
+        names = tuple(name for name in names if name not in ("over", "needs"))
+    values = {name: getattr(entry.cls, name) for name in names}
+    return {name: sorted(map(str, value)) if isinstance(value, frozenset) else value for name, value in values.items()}
 
 
 def _engine_options(entry: Entry) -> dict[str, Any]:
@@ -211,7 +230,7 @@ def _option(name: str, field: Any) -> dict[str, Any]:
 
 
 def _type_name(annotation: Any) -> str:
-    """`int`, `relu | tanh`, `int or none`, `list of int`: what a recipe may say."""
+    """`int`, `relu | tanh`, `int or null`, `list of int`: what a recipe may say."""
     import types
     import typing
 
@@ -224,7 +243,7 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(map(_type_name, arguments))
     if origin in (tuple, list):
         return f"list of {_type_name(arguments[0])}"
-    return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
 def _range_of(metadata: Any) -> str:
@@ -239,16 +258,42 @@ def _range_of(metadata: Any) -> str:
 
 
 def _page(component: dict[str, Any]) -> str:
+    import textwrap
+
     owner = component["plugin"]
     lines = [
         f"{component['full_name']}  ({component['kind']}, {owner['distribution']} {owner['version']})",
         *(f"    {line}".rstrip() for line in component["docstring"].splitlines()),
+        f"  class: {component['class']}",
     ]
+    told = "; ".join(filter(None, (_declaration(name, value) for name, value in component["declares"].items())))
+    lines += [f"  declares: {told}"] if told else []
     for option in component["options"]:
         kind = option["type"] + (f" ({option['range']})" if option["range"] else "")
-        start = "required" if option["required"] else f"default {option['default']}"
-        lines.append(f"  {option['name']}: {kind}; {start}\n      {option['description']}")
+        start = "required" if option["required"] else f"default {_as_written(option['default'])}"
+        first = f"  {option['name']}: {kind}; {start}"
+        lines += textwrap.wrap(first, WIDTH, subsequent_indent=" " * 10, break_on_hyphens=False)
+        lines.append(f"      {option['description']}")
     return "\n".join(lines)
+
+
+WIDTH = 120
+
+
+def _declaration(name: str, value: Any) -> str:
+    """`needs clean`, `noisy`; nothing where there is nothing to say."""
+    word = name.replace("_", " ")
+    if isinstance(value, bool):
+        usual = name == "differentiable"
+        return "" if value == usual else f"not {word}" if usual else word
+    return f"{word} {', '.join(value) if isinstance(value, list) else value}" if value else ""
+
+
+def _as_written(value: Any) -> str:
+    """A default as a recipe would say it."""
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _checked(entry: Entry, registry: Registry) -> dict[str, Any]:

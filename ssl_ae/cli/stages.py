@@ -61,6 +61,9 @@ def extract(
     split: Annotated[str, typer.Option(metavar="SPLIT", help="train, val, test or all.")] = "all",
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Another data set, into latents/ITS_NAME/SPLIT.")] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Run the decoder too: reconstruction_nats of each row.")] = False,
+    layer: Annotated[
+        str | None, typer.Option(metavar="LAYER", help="This layer in place of the code, such as h1, into layers/LAYER/SPLIT.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write the code of every sample to Parquet, one row a sample.
@@ -68,14 +71,17 @@ def extract(
     \b
     ssl-ae extract runs/mnist-vae
     ssl-ae extract runs/mnist-vae --split test --scores
+    ssl-ae extract runs/mnist-vae --layer h1
     """
+    if scores and layer is not None:
+        raise RecipeError(f"--scores and --layer {layer}: scores are of the code. Run `ssl-ae extract {run} --scores` by itself.")
     from ssl_ae.stages.extract import extract as stage
     from ssl_ae.stages.stored import recipe_of
     from ssl_ae.stages.workspace import open_workspace
 
     told = reporter()
     with open_workspace(recipe_of(run, told), run, str(run / "recipe.yaml"), told) as ws:
-        outcome = stage(ws, None if split == "all" else [split], data, scores)
+        outcome = stage(ws, None if split == "all" else [split], data, scores, layer)
     finish(outcome, json)
 
 

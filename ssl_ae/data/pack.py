@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +47,7 @@ def pack(
         kind = _kind_of(source, sources)
         origin = f"{kind.name}:{path_of(source).resolve().name}"  # no path: the same source gives the same card anywhere
         opened = kind(source, options)
-        with _aside(out) as folder:
+        with files.folder_aside(out) as folder:
             card = _Packing(opened, folder, progress).run(origin)
             if (out / cards.FILE_NAME).exists():
                 if _holds(out, card):
@@ -60,7 +57,8 @@ def pack(
                         f"{out} holds another data set, or a damaged copy of this one. "
                         "Choose another folder, or replace it with --overwrite."
                     )
-            _move(folder, out)
+            _refuse_taken(out)  # again, because packing takes its time
+            files.move_folder(folder, out)
     except OSError as error:
         raise DataError(f"cannot pack {source} into {out}: {error}.") from error
     return card
@@ -229,32 +227,6 @@ def _refuse_repeated(keys: dict[str, Sequence[str]], origin: str) -> None:
             if key in seen:
                 raise DataError(f"{origin}: the key {key!r} stands for two samples. Give each its own.")
             seen.add(key)
-
-
-@contextlib.contextmanager
-def _aside(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, gone in the end unless it was moved."""
-    files.make_folder(out.parent)
-    folder = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _move(folder: Path, out: Path) -> None:
-    if not (out / cards.FILE_NAME).exists():
-        os.replace(folder, out)
-        return
-    old = folder.with_suffix(".old")
-    os.replace(out, old)
-    try:
-        os.replace(folder, out)
-    except OSError:
-        os.replace(old, out)
-        raise
-    shutil.rmtree(old)
 
 
 def _holds(out: Path, card: Card) -> bool:

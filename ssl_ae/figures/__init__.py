@@ -8,6 +8,25 @@ global state: two threads may draw at once. Wrong arrays are a caller's mistake 
 from ssl_ae.figures.confusion import confusion_matrix
 from ssl_ae.figures.curves import learning_curves
 from ssl_ae.figures.map import latent_map
+from ssl_ae.figures.neighbours import MAX_NEIGHBOURS, MAX_QUERIES, neighbours
 from ssl_ae.figures.samples import reconstructions, sample_grid
+from ssl_ae.figures.sheets import Side, latent_interpolation, latent_plane, latent_traversal, numbered, sample_sheet
+from ssl_ae.figures.tiles import draw
 
-__all__ = ["confusion_matrix", "latent_map", "learning_curves", "reconstructions", "sample_grid"]
+__all__ = [
+    "MAX_NEIGHBOURS",
+    "MAX_QUERIES",
+    "Side",
+    "confusion_matrix",
+    "draw",
+    "latent_interpolation",
+    "latent_map",
+    "latent_plane",
+    "latent_traversal",
+    "learning_curves",
+    "neighbours",
+    "numbered",
+    "reconstructions",
+    "sample_grid",
+    "sample_sheet",
+]

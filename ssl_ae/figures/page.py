@@ -19,6 +19,7 @@ from ssl_ae import files
 Kind = Literal["image", "vector", "signal"]
 Layers = dict[str, np.ndarray]
 DPI = 130
+WIDE = 0.0075  # inches a letter is wide for each point of its size, on average and a little more
 INK, GREY, FAINT, PAPER = "#333333", "#8a8a8a", "#d0d0d0", "#f3f3f3"
 BLUE, ORANGE, GREEN = (colormaps["tab10"](index) for index in (0, 1, 2))
 SIDES = {"train": BLUE, "val": ORANGE, "test": GREEN}
@@ -32,7 +33,11 @@ LEGEND = {"frameon": False, "fontsize": 8, "labelcolor": INK}
 
 @contextlib.contextmanager
 def page(path: Path, width: float, height: float, title: str, detail: str = "") -> Iterator[Figure]:
-    """A figure of `height` inches under its title that becomes a PNG when the block succeeds, and nothing otherwise."""
+    """A figure of `height` inches under its title that becomes a PNG when the block succeeds, and nothing otherwise.
+
+    As wide as asked for, or as its words need.
+    """
+    width = max(width, 0.24 + WIDE * 12 * len(title), 0.24 + WIDE * 9 * len(detail))
     top = 0.65 if detail else 0.42
     height += top
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")

@@ -19,21 +19,40 @@ MAX_LINE = 4_000  # values of a line before it is drawn by its envelope
 
 
 def reconstructions(
-    path: Path, originals: np.ndarray, rebuilt: np.ndarray, kind: Kind, corrupted: np.ndarray | None = None
+    path: Path,
+    originals: np.ndarray,
+    rebuilt: np.ndarray,
+    kind: Kind,
+    corrupted: np.ndarray | None = None,
+    peak: float | None = None,
 ) -> Path:
     """The first ten samples beside what the autoencoder makes of them; arrays (n, *shape of a sample), n >= 1.
 
     Images (n, C, H, W) stand in rows: original, what the encoder saw (where `corrupted` is given), reconstruction, all
-    in the originals' scale of grey or colour. Vectors (n, D) and signals (n, C, T) are drawn over each other.
+    in the originals' scale of grey or colour. Vectors (n, D) and signals (n, C, T) are drawn over each other. The errors are
+    of these samples in the units they are given in; with `peak`, the largest possible difference of two values, also the
+    peak signal-to-noise ratio 10 log10(peak^2 / mse) in dB.
     """
     layers = {"original": originals, "corrupted": corrupted, "reconstruction": rebuilt}
     layers = {name: np.asarray(x[:MAX_COLUMNS], float) for name, x in layers.items() if x is not None}
     if len({x.shape for x in layers.values()}) > 1 or not len(layers["original"]):
         raise ValueError(f"reconstructions needs samples of one shape, got {[x.shape for x in layers.values()]}")
-    error = np.mean((layers["original"] - layers["reconstruction"]) ** 2)
     title = f"Reconstructions of {counted(len(layers['original']), 'sample')}"
-    draw = _draw_images if kind == "image" else _draw_profiles
-    return draw(path, layers, kind, title, f"mean squared error {error:.3g} a value", ())
+    draw = draw_images if kind == "image" else draw_profiles
+    return draw(path, layers, kind, title, _errors(layers, peak), ())
+
+
+def _errors(layers: Layers, peak: float | None) -> str:
+    """How far the reconstruction is from the original, and how far the corrupted sample was."""
+    errors = {name: np.mean((layers["original"] - x) ** 2) for name, x in layers.items() if name != "original"}
+    shown = {name: f"{error:.3g}" if error < 1_000 else f"{error:,.0f}" for name, error in errors.items()}
+    before = f" (corrupted: {shown['corrupted']})" if "corrupted" in errors else ""
+    noise = ""
+    if peak:
+        with np.errstate(divide="ignore"):
+            ratios = {name: 10 * np.log10(peak**2 / error) for name, error in errors.items()}
+        noise = f"PSNR {ratios['reconstruction']:.1f} dB" + (f" (corrupted: {ratios['corrupted']:.1f} dB)" if before else "")
+    return joined(f"mean squared error {shown['reconstruction']} a value, in stored units{before}", noise)
 
 
 def sample_grid(path: Path, x: np.ndarray, titles: Sequence[str], kind: Kind) -> Path:
@@ -42,11 +61,11 @@ def sample_grid(path: Path, x: np.ndarray, titles: Sequence[str], kind: Kind) ->
         raise ValueError(f"sample_grid needs samples and a title for each, got {len(x)} and {len(titles)}")
     shown = np.asarray(x[:MAX_SAMPLES], float)
     title = (f"{MAX_SAMPLES} of " if len(x) > MAX_SAMPLES else "") + counted(len(x), "sample")
-    draw = _draw_images if kind == "image" else _draw_profiles
+    draw = draw_images if kind == "image" else draw_profiles
     return draw(path, {"sample": shown}, kind, title, "", [shortened(str(t), 14) for t in titles[:MAX_SAMPLES]])
 
 
-def _draw_images(path: Path, layers: Layers, _: Kind, title: str, detail: str, titles: Sequence[str]) -> Path:
+def draw_images(path: Path, layers: Layers, _: Kind, title: str, detail: str, titles: Sequence[str]) -> Path:
     """Images (n, C, H, W): several layers a row each, one layer in a grid under `titles`."""
     images = np.concatenate(list(layers.values()))
     first = next(iter(layers.values()))
@@ -74,10 +93,16 @@ def _draw_images(path: Path, layers: Layers, _: Kind, title: str, detail: str, t
     return path
 
 
-def _draw_profiles(path: Path, layers: Layers, kind: Kind, title: str, detail: str, titles: Sequence[str]) -> Path:
-    """Vectors (n, D) and signals (n, C, T): a panel a sample, layers over each other, channels one below another."""
+def draw_profiles(
+    path: Path, layers: Layers, kind: Kind, title: str, detail: str, titles: Sequence[str], signed: bool = False
+) -> Path:
+    """Vectors (n, D) and signals (n, C, T): a panel a sample, layers over each other, channels one below another.
+
+    `signed` numbers keep their zero: it is drawn, and no feature is scaled to its own range.
+    """
     if kind == "vector":
-        layers, note = _comparable({name: x[:, None, :] for name, x in layers.items()})
+        layers = {name: x[:, None, :] for name, x in layers.items()}
+        layers, note = (layers, "") if signed else _comparable(layers)
         detail = joined(detail, note)
     first = next(iter(layers.values()))
     count, channels, length = first.shape
@@ -95,6 +120,8 @@ def _draw_profiles(path: Path, layers: Layers, kind: Kind, title: str, detail: s
             axes.set_axis_off()
         for index, axes in enumerate(grid.flat[:count]):
             style(axes)
+            for c in range(min(channels, MAX_CHANNELS) if signed else 0):
+                axes.axhline(-lift * c, color=FAINT, linewidth=0.8)
             for name, x in layers.items():
                 lines = [draw(axes, x[index, c] - lift * c, roles[name]) for c in range(min(channels, MAX_CHANNELS))]
                 handles[name] = lines[0]

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssl_ae import distributed, files, latents
+from ssl_ae.data import card as cards
 from ssl_ae.data.dataset import DataSet
 from ssl_ae.data.loading import Feed
-from ssl_ae.errors import DataError, listing
-from ssl_ae.model import Model, frozen
+from ssl_ae.errors import DataError, RecipeError, did_you_mean, listing
+from ssl_ae.model import Model, frozen, layers_of
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.workspace import Workspace
+from ssl_ae.trace import Batch
 from ssl_ae.tracking import Tracker
 
 BATCH_ROWS = 1024
 MAP = "_map.png"  # of the latents in the plane
+TAKEN = ("journal", "mlflow_run_id")  # what a stage keeps beside its splits
+
+Columns = Callable[[Model, Batch], dict[str, Tensor]]
 
 
-def extract(ws: Workspace, splits: Sequence[str] | None = None, data: Path | None = None, scores: bool = False) -> Outcome:
-    """Write `latents/SPLIT/` for the given splits (all), or `latents/NAME/SPLIT/` for another data set."""
+def extract(
+    ws: Workspace, splits: Sequence[str] | None = None, data: Path | None = None, scores: bool = False, layer: str | None = None
+) -> Outcome:
+    """Write `latents/SPLIT/` for the given splits (all), or `latents/NAME/SPLIT/` for another data set.
+
+    With `layer`, the values of that layer in place of the code, flat, below `layers/LAYER/` in place of `latents/`. Raises
+    RecipeError for a layer that the model does not have, DataError for data whose samples or name do not fit.
+    """
     weights = ws.pretrained_weights()
+    if layer is not None:
+        check_layer(ws, layer)
+    stage = StageFolder(ws.run / "latents" if layer is None else ws.run / "layers" / layer)
     source = ws.data if data is None else other_data(ws, data)
-    folder = ws.run / "latents" if data is None else ws.run / "latents" / source.card.name
+    folder = stage.path if data is None else stage.path / source.card.name
     outputs = {split: folder / split for split in splits or source.card.splits}
     missing = {}
     for split, place in outputs.items():
@@ -37,19 +52,21 @@ def extract(ws: Workspace, splits: Sequence[str] | None = None, data: Path | Non
             "data_fingerprint": source.card.fingerprint,
             "labels_sha256": source.labels_sha256 or "",
             "scores": str(scores).lower(),
+            **({} if layer is None else {"layer": layer}),
         }
         if latents.is_current(place, facts) or latents.is_current(place, facts | {"scores": "true"}):
             ws.reporter.say(f"extract: {split} already in {place}")
         else:
             missing[split] = facts
-    stage, metrics = StageFolder(ws.run / "latents"), {}
+    metrics = {}
     if missing:
-        with ws.tracker(stage, "extract", [*missing] if data is None else []) as tracker:
-            metrics = write_splits(ws, source, folder, missing, scores)
+        name = "extract" if layer is None else f"extract-{layer}"
+        with ws.tracker(stage, name, [*missing] if data is None else []) as tracker:
+            metrics = write_splits(ws, source, folder, missing, columns_of(ws, scores, layer))
             if distributed.is_main():
                 tracker.metrics(metrics, step=0)
                 if data is None:
-                    draw_map(ws, outputs, tracker)
+                    draw_map(ws, stage.path / MAP, outputs, tracker)
     return Outcome(
         "extract",
         ws.run,
@@ -61,22 +78,51 @@ def extract(ws: Workspace, splits: Sequence[str] | None = None, data: Path | Non
     )
 
 
+def check_layer(ws: Workspace, layer: str) -> None:
+    """Raises RecipeError for a layer that no pass through the model taps."""
+    layers = layers_of(ws.fresh_model(head=False), ws.resolved.shapes)
+    if layer not in layers:
+        raise RecipeError(
+            f"--layer {layer}: the model of {ws.run} has no such layer; it has {listing(layers, 'and')}."
+            + did_you_mean(layer, layers)
+        )
+
+
+def columns_of(ws: Workspace, scores: bool, layer: str | None) -> Columns:
+    """What is stored of each row: a layer, or the code with what belongs to it.
+
+    latent (n, K), latent_std (n, K) of a random posterior, and with `scores` reconstruction_nats (n,) at E[z|x].
+    """
+    encoder = ws.resolved.encoder
+    random = encoder.cls.posterior(encoder.config) != "point"
+
+    def of_layer(model: Model, batch: Batch) -> dict[str, Tensor]:
+        return {"latent": model.layer(batch.x, layer).reshape(len(batch), -1)}
+
+    def of_code(model: Model, batch: Batch) -> dict[str, Tensor]:
+        q, p_x = model.round_trip(batch.x) if scores else (model.posterior(batch.x), None)
+        found = {"latent": q.mean} | ({"latent_std": q.stddev} if random else {})
+        return found if p_x is None else found | {"reconstruction_nats": -p_x.log_prob(batch.target)}
+
+    return of_code if layer is None else of_layer
+
+
 def write_splits(
-    ws: Workspace, source: DataSet, folder: Path, missing: dict[str, dict[str, str]], scores: bool
+    ws: Workspace, source: DataSet, folder: Path, missing: dict[str, dict[str, str]], columns_of: Columns
 ) -> dict[str, float]:
-    """The tables of some splits, each with the facts it is made from; rows and, with `scores`, the mean l_X of each."""
+    """The tables of some splits, each with the facts it is made from; rows and, where it is stored, the mean l_X of each."""
     metrics = {}
     model = ws.load_pretrained(ws.fresh_model(head=False))
     for split, facts in missing.items():
         rows = source.card.split(split).rows
         ws.reporter.say(f"extract: {rows:,} rows of {split} into {folder / split}")
-        metrics |= write_split(ws, model, source, split, folder / split, facts, scores)
+        metrics |= write_split(ws, model, source, split, folder / split, facts, columns_of)
         metrics[f"{split}/rows"] = float(rows)
     return metrics
 
 
 def write_split(
-    ws: Workspace, model: Model, source: DataSet, split: str, folder: Path, facts: dict[str, str], scores: bool
+    ws: Workspace, model: Model, source: DataSet, split: str, folder: Path, facts: dict[str, str], columns_of: Columns
 ) -> dict[str, float]:
     """Each rank writes every world-th part; the manifest comes last, when all are there."""
     feed = Feed(source.split(split), None, ws.scaling, seed=ws.recipe.seed, device=ws.device, residency=ws.recipe.data.residency)
@@ -89,7 +135,7 @@ def write_split(
     with ws.reporter.bar(f"extract {split}", feed.split.rows) as advance:
         for i in range(distributed.rank(), len(parts), distributed.world()):
             rows = np.asarray(parts[i])
-            columns = {"key": keys[rows], "label": labels[rows], **encode(ws, model, feed, rows, scores)}
+            columns = {"key": keys[rows], "label": labels[rows], **encode(model, feed, rows, columns_of)}
             latents.write_part(latents.part_of(folder, i), columns, facts)
             nats.append(columns.get("reconstruction_nats", np.empty(0)))
             advance(len(rows) * distributed.world(), "")
@@ -99,28 +145,26 @@ def write_split(
             latents.finish(folder, feed.split.rows, facts, source.card.y.task if source.card.y else None)
     own = np.concatenate(nats) if nats else np.empty(0)
     total, count = distributed.sum_over_ranks(torch.tensor([own.sum(), len(own)], dtype=torch.float64)).tolist()
-    return {f"{split}/reconstruction_nats": total / count} if scores and count else {}
+    return {f"{split}/reconstruction_nats": total / count} if count else {}
 
 
-def encode(ws: Workspace, model: Model, feed: Feed, rows: np.ndarray, scores: bool) -> dict[str, np.ndarray]:
-    """latent (n, K), latent_std (n, K) of a random posterior, and with `scores` reconstruction_nats (n,) at E[z|x]."""
-    encoder = ws.resolved.encoder
-    random = encoder.cls.posterior(encoder.config) != "point"
+def encode(model: Model, feed: Feed, rows: np.ndarray, columns_of: Columns) -> dict[str, np.ndarray]:
+    """The columns of some rows, each (n, ...) float32, in evaluation mode."""
     columns: dict[str, list[np.ndarray]] = {}
     with frozen(model), torch.inference_mode():
         for batch in feed.in_order(BATCH_ROWS, rows):
-            q = model.posterior(batch.x)
-            found = {"latent": q.mean} | ({"latent_std": q.stddev} if random else {})
-            if scores:
-                found["reconstruction_nats"] = -model.decode(q.mean).log_prob(batch.target)
-            for name, value in found.items():
+            for name, value in columns_of(model, batch).items():
                 columns.setdefault(name, []).append(value.float().cpu().numpy())
     return {name: np.concatenate(values) for name, values in columns.items()}
 
 
 def other_data(ws: Workspace, path: Path) -> DataSet:
-    """Another data set of the same kind of samples. Raises DataError when its samples do not fit the model."""
+    """Another data set of the same kind of samples. Raises DataError when its samples do not fit the model, or its name."""
     data = DataSet.open(path)
+    if data.card.name in (*cards.SPLITS, *ws.card.splits, *TAKEN):
+        card = path / cards.FILE_NAME
+        cure = f"Give it another `name` in {card}." if card.exists() else "Rename the folder."
+        raise DataError(f"{path} is called {data.card.name!r}, and latents/{data.card.name} is a place of the run's own. {cure}")
     ours, theirs = ws.card.x, data.card.x
     same_units = ours.kind == "vector" or theirs.range == ours.range
     if theirs.shape != ours.shape or not same_units:
@@ -137,7 +181,7 @@ def other_data(ws: Workspace, path: Path) -> DataSet:
     return data
 
 
-def draw_map(ws: Workspace, outputs: dict[str, Path], tracker: Tracker) -> None:
+def draw_map(ws: Workspace, path: Path, outputs: dict[str, Path], tracker: Tracker) -> None:
     """A 2-D map of the validation latents (train where there are none), coloured by class."""
     from ssl_ae import figures
 
@@ -146,4 +190,4 @@ def draw_map(ws: Workspace, outputs: dict[str, Path], tracker: Tracker) -> None:
         return
     table = latents.read(outputs[split])
     names = ws.card.y.names if ws.card.y else ()
-    tracker.artifact(figures.latent_map(ws.run / "latents" / MAP, table.z, table.labels, names), "figures")
+    tracker.artifact(figures.latent_map(path, table.z, table.labels, names), "figures")

@@ -56,9 +56,9 @@ class Predictor:
         with frozen(self.model), torch.inference_mode():
             for start in range(0, len(x), BATCH_ROWS):
                 batch = Batch(self.scaling(torch.as_tensor(x[start : start + BATCH_ROWS]).to(self.device)))
-                z = self.model.features(batch.x)
-                values.append(values_of(self.model.head(z)).float().cpu().numpy())
-                nats.append(-self.model.decode(z).log_prob(batch.target).float().cpu().numpy())
+                q, p_x = self.model.round_trip(batch.x)
+                values.append(values_of(self.model.head(q.mean)).float().cpu().numpy())
+                nats.append(-p_x.log_prob(batch.target).float().cpu().numpy())
         width = len(self.card.y.names)
         return columns_of(np.concatenate(values) if values else np.empty((0, width), np.float32), self.card.y) | {
             "reconstruction_nats": np.concatenate(nats) if nats else np.empty(0, np.float32)

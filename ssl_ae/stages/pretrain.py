@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssl_ae import distributed, runs
 from ssl_ae.checkpoint import write_weights
 from ssl_ae.model import Model, frozen
 from ssl_ae.plan import pretraining
+from ssl_ae.randomness import seed_draws, seed_of
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.training_run import curves, final_metrics, train
 from ssl_ae.stages.workspace import Workspace
+from ssl_ae.trace import Batch, Need, Trace
 from ssl_ae.tracking import Tracker
 from ssl_ae.training import Progress
 
 SHOWN = 10  # samples in the picture of reconstructions
+TRACED = 256  # rows that components make pictures of
+PICTURES = 7  # the stream of random numbers that pictures draw from
 
 
 def pretrain(ws: Workspace, restart: bool = False) -> Outcome:
@@ -58,15 +65,57 @@ def pretrain(ws: Workspace, restart: bool = False) -> Outcome:
 
 
 def draw_figures(ws: Workspace, model: Model, progress: Progress, stage: StageFolder, tracker: Tracker) -> None:
-    """Learning curves, and samples beside their reconstructions."""
+    """Learning curves, samples beside their reconstructions, and what the components show of themselves."""
     from ssl_ae import figures
 
-    folder = stage.path / "figures"
+    folder, drawn = stage.path / "figures", []
     if progress.history:
-        tracker.artifact(figures.learning_curves(folder / "learning_curves.png", curves(progress)), "figures")
+        drawn.append(figures.learning_curves(folder / "learning_curves.png", curves(progress)))
     split = ws.data.split("val" if ws.data.split("val").rows else "train")
-    stored = split.read(np.arange(min(SHOWN, split.rows)))
+    stored = split.read(np.arange(min(TRACED, split.rows)))
     x = ws.scaling(torch.from_numpy(stored).to(ws.device))
     with frozen(model), torch.no_grad():
-        rebuilt = ws.scaling.inverse(model.decode(model.features(x)).mean).cpu().numpy()
-    tracker.artifact(figures.reconstructions(folder / "reconstructions.png", stored, rebuilt, ws.card.x.kind), "figures")
+        seed_draws(seed_of(ws.recipe.seed, PICTURES), ws.device)
+        drawn.append(draw_reconstructions(ws, model, stored[:SHOWN], x[:SHOWN], folder))
+        trace = model(Batch(x=x), frozenset({Need.RECONSTRUCTION, Need.CLEAN}))
+        drawn += draw_components(ws, model, trace, folder)
+    for path in drawn:
+        tracker.artifact(path, "figures")
+
+
+def draw_reconstructions(ws: Workspace, model: Model, stored: np.ndarray, x: Tensor, folder: Path) -> Path:
+    """Samples, what the encoder sees of them in training where that differs, and what the model makes of that without noise."""
+    from ssl_ae import figures
+
+    seen, quiet = model.disturbed(x), model(Batch(x=x)).taps["input"]
+    rebuilt = model.reconstruct(x if torch.equal(seen, quiet) else seen)  # what is always done to x is done there
+    corrupted = None if torch.equal(seen, x) else ws.scaling.inverse(seen).cpu().numpy()
+    low, high = ws.card.x.range
+    return figures.reconstructions(
+        folder / "reconstructions.png",
+        stored,
+        ws.scaling.inverse(rebuilt.mean).cpu().numpy(),
+        ws.card.x.kind,
+        corrupted,
+        peak=high - low if ws.card.x.kind == "image" else None,
+    )
+
+
+def draw_components(ws: Workspace, model: Model, trace: Trace, folder: Path) -> list[Path]:
+    """figures/NAME.png for each picture of each component; one that fails costs a warning, not the training."""
+    from ssl_ae import figures
+
+    drawn, taken = [], {"learning_curves", "reconstructions"}
+    parts = (ws.resolved.encoder, ws.resolved.decoder, *ws.resolved.regularizers)
+    for part, component in zip(parts, (model.encoder, model.decoder, *model.regularizers), strict=True):
+        try:
+            for picture in component.pictures(trace):
+                name, count = picture.name, 2
+                while name in taken:
+                    name, count = f"{picture.name}-{count}", count + 1
+                drawn.append(figures.draw(folder / f"{name}.png", picture))
+                taken.add(name)
+        except Exception as error:  # a component may raise anything, and the weights are worth more than a picture
+            reason = f"{type(error).__name__}: {error}"
+            ws.reporter.warn(f"{part.entry.kind} {part.full_name} shows no picture of itself, or not all: {reason}")
+    return drawn

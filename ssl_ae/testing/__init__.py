@@ -11,20 +11,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ssl_ae.errors import PluginError, listing
-from ssl_ae.testing import declared, mapped, penalized, tabled, trained
+from ssl_ae.testing import claimed, declared, mapped, penalized, tabled, trained
 from ssl_ae.testing.check import Breach, Check
-from ssl_ae.testing.world import KINDS, Subject
+from ssl_ae.testing.world import KINDS, Partner, Subject
 
 __all__ = ["Breach", "checks_for", "contract"]
 
-CHECKS: tuple[Check, ...] = (*declared.CHECKS, *mapped.CHECKS, *penalized.CHECKS, *tabled.CHECKS, *trained.CHECKS)
+CHECKS: tuple[Check, ...] = (
+    *declared.CHECKS,
+    *mapped.CHECKS,
+    *claimed.CHECKS,
+    *penalized.CHECKS,
+    *tabled.CHECKS,
+    *trained.CHECKS,
+)
 
 
-def contract(cls: type, *partners: type, **options: object) -> Callable[[str], None]:
+def contract(cls: type, *partners: Partner, **options: object) -> Callable[[str], None]:
     """A test function for pytest, with one case a check that applies to the component's kind.
 
     `options` are the component's own, as a recipe gives them. `partners` are components to try beside it where the kit's plain
-    encoder, decoder and heads do not fit (an encoder that works only with its own decoder).
+    ones do not fit, each a class or (class, options): an encoder that works only with its own decoder and with a penalty beside
+    it is tried by `contract(MyEncoder, (MyDecoder, {"bias": False}), MyPenalty)`.
     Raises PluginError when `cls` is no component.
     """
     import pytest  # the rest of the kit also serves `ssl-ae plugins check`, where pytest need not be installed
@@ -40,7 +48,7 @@ def contract(cls: type, *partners: type, **options: object) -> Callable[[str], N
     return test_contract
 
 
-def checks_for(cls: type, *partners: type, **options: object) -> Iterator[tuple[str, Callable[[], None]]]:
+def checks_for(cls: type, *partners: Partner, **options: object) -> Iterator[tuple[str, Callable[[], None]]]:
     """(name, function) of every check that applies; a function raises Breach where the component breaks the contract."""
     kind = next((kind for kind, base in KINDS.items() if isinstance(cls, type) and issubclass(cls, base)), None)
     if kind is None:

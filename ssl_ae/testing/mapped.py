@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, MultivariateNormal, Normal
 
 from ssl_ae.checkpoint import read_weights, write_weights
-from ssl_ae.latent import Point
+from ssl_ae.latent import BernoulliCode, CategoricalCode, Point
 from ssl_ae.likelihood import Levels
 from ssl_ae.model import CODE, Model, frozen
 from ssl_ae.testing.check import Check, Finding, check, require
@@ -20,10 +20,14 @@ from ssl_ae.trace import Pass, matches
 
 BATCHES = (1, 2, 19)
 MAPS = ("encoder", "decoder", "head", "table head")
-FAMILIES: dict[str, Callable[[Distribution], bool]] = {
+POSTERIORS: dict[str, Callable[[Distribution], bool]] = {
     "point": lambda q: isinstance(q, Point),
     "diag": lambda q: isinstance(q, Independent) and isinstance(q.base_dist, Normal),
     "full": lambda q: isinstance(q, MultivariateNormal),
+    "bernoulli": lambda q: isinstance(q, BernoulliCode),
+    "categorical": lambda q: isinstance(q, CategoricalCode),
+}
+LIKELIHOODS: dict[str, Callable[[Distribution], bool]] = {
     "gaussian": lambda p: isinstance(p, Independent) and isinstance(p.base_dist, Normal),
     "bernoulli": lambda p: isinstance(p, Independent) and isinstance(p.base_dist, Bernoulli),
     "categorical": lambda p: isinstance(p, Levels),
@@ -87,15 +91,25 @@ def codes(subject: Subject) -> None:
 
 @check(
     "encoder",
-    rule="`posterior(config)` names the kind of q(z|x) that forward returns: point (Point), diag (Independent Normal) or full.",
-    cure="override the classmethod `posterior` to return what your options give; the default says point.",
+    rule="`posterior(config)` names the kind of q(z|x) that forward returns: point (Point), diag (Independent Normal), full "
+    "(MultivariateNormal), bernoulli or categorical; where `symbol(config)` is given, codes are symbols of so many numbers.",
+    cure="override the classmethod `posterior` to return what your options give (the default says point), and `symbol` only "
+    "for discrete codes: 1 for bits, L for one-hot groups of L.",
 )
 def posterior(subject: Subject) -> None:
     for world, model in _models(subject):
-        said = subject.cls.posterior(world.resolved.encoder.config)
+        config = world.resolved.encoder.config
+        said, symbol = subject.cls.posterior(config), subject.cls.symbol(config)
         q = distribution(world, model, world.sample(2))
-        require(said in ("point", "diag", "full"), f"posterior(config) = {said!r}.")
-        require(FAMILIES[said](q), f"posterior(config) says {said!r}, but forward returned {type(q).__name__}.")
+        require(said in POSTERIORS, f"posterior(config) = {said!r}.")
+        require(POSTERIORS[said](q), f"posterior(config) says {said!r}, but forward returned {type(q).__name__}.")
+        if symbol is None:
+            continue
+        latent = q.mean.shape[1]
+        require(latent % symbol == 0, f"{world.name}: symbol(config) = {symbol}, which does not divide K.")
+        require(bool(((q.mean >= 0) & (q.mean <= 1)).all()), f"{world.name}: a code of symbols is not in [0, 1].")
+        sums = q.mean.unflatten(1, (-1, symbol)).sum(2)
+        require(symbol == 1 or alike(sums, torch.ones_like(sums)), f"{world.name}: the numbers of a symbol do not add up to 1.")
 
 
 @check(
@@ -129,7 +143,7 @@ def likelihood(subject: Subject) -> None:
         said = subject.cls.likelihood(world.resolved.decoder.config)
         p = distribution(world, model, world.sample(2))
         require(said in ("gaussian", "bernoulli", "categorical"), f"likelihood(config) = {said!r}.")
-        require(FAMILIES[said](p), f"likelihood(config) says {said!r}, but forward returned {p}.")
+        require(LIKELIHOODS[said](p), f"likelihood(config) says {said!r}, but forward returned {p}.")
 
 
 @check(
@@ -209,11 +223,13 @@ def row_law(subject: Subject) -> None:
     "encoder",
     "decoder",
     "head",
-    rule="in a training step every parameter that requires a gradient gets a finite one.",
+    rule="in a training step every parameter that requires a gradient gets a finite one (in an encoder that is differentiable).",
     cure="use each parameter in forward, do not detach, and drop or freeze (requires_grad_(False)) what is not trained.",
 )
 def gradients(subject: Subject) -> None:
     for world in subject.worlds:
+        if subject.kind == "encoder" and not subject.cls.differentiable:
+            continue
         model, sample = world.model(), world.sample()
         component = world.part(model)
         wanted = {name: p for name, p in component.named_parameters() if p.requires_grad}

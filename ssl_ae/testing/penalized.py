@@ -119,7 +119,7 @@ def perturb(subject: Subject) -> None:
 def evaluation(subject: Subject) -> None:
     for world in subject.worlds:
         model, x = world.model(), world.sample().x
-        bare = Model(model.encoder, model.decoder, model.head)
+        bare = Model(model.encoder, model.decoder, model.head, list(model.regularizers)[1:])
         with frozen(model), torch.no_grad():
             features, again, without = model.features(x), model.features(x), bare.features(x)
         require(torch.equal(features, again), f"{world.name}: two evaluations of the same rows differ.")

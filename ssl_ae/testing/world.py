@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,7 +34,8 @@ KINDS: dict[str, type] = {
 }
 # distinct primes, so that no swapped axis passes
 SHAPES = {"image": (3, 7, 5), "vector": (11,), "signal": (2, 13)}
-LATENTS = (17, 41, 157)  # the first that the component does not refuse is used
+LATENTS = (17, 41, 157, 5)  # the first that the component does not refuse is used; 5: as many as there are classes
+TRIES = 10_000  # recipes offered for one shape before the component counts as refusing it: half a second
 NAMES = {"classes": tuple("abcde"), "regression": tuple("uvw"), "multilabel": tuple("uvw")}
 ROWS = 19
 
@@ -107,11 +108,15 @@ class World:
         return Sample(torch.rand(rows, *shapes.x, generator=generator), z, y)
 
 
+Partner = type | tuple[type, Mapping[str, Any]]
+
+
 class Subject:
     """The component under test with its options, and the worlds it accepts."""
 
-    def __init__(self, cls: type, kind: str, partners: Sequence[type], options: dict[str, Any]) -> None:
-        self.cls, self.kind, self.partners, self.options = cls, kind, partners, options
+    def __init__(self, cls: type, kind: str, partners: Sequence[Partner], options: Mapping[str, Any]) -> None:
+        self.cls, self.kind, self.options = cls, kind, options
+        self.partners = [(partner, {}) if isinstance(partner, type) else partner for partner in partners]
 
     @cached_property
     def worlds(self) -> list[World]:
@@ -130,7 +135,7 @@ class Subject:
                 y=Y(task=task, names=NAMES[task]),
                 splits={"train": Split(rows=ROWS, shards=())},
             )
-            for tree in self._recipes():
+            for tree in itertools.islice(self._recipes(), TRIES):
                 try:
                     found.append(World(self.kind, resolve(recipes.parse(tree), registry, card, "contract")))
                     break
@@ -144,25 +149,48 @@ class Subject:
         """The companions, the partners and the component itself as a plugin. Raises PluginError when the registry refuses."""
         registry = Registry()
         registry.add("kit", companions.Plugin())
-        registry.add("subject", plugin_of([self.cls, *self.partners]))
+        registry.add("subject", plugin_of([self.cls, *(partner for partner, _ in self.partners)]))
         return registry
 
     def _recipes(self) -> Iterator[dict[str, Any]]:
-        """Recipes with the component in its place, plainest first."""
-        encoders: list[dict] = [{"name": "kit/plain", "posterior": posterior} for posterior in ("point", "diag")]
-        parts = {"encoder": encoders, "decoder": [{"name": "kit/plain"}], "head": [{"name": "kit/plain"}]}
-        for partner in self.partners:
+        """Recipes with the component in its place, plainest first: those that differ least from the kit's own components."""
+        itself = self._entry(self.cls, self.options)
+        parts = {
+            "encoder": [{"name": "kit/plain", "posterior": posterior} for posterior in ("point", "diag")],
+            "decoder": [{"name": "kit/plain"}],
+            "head": [{"name": "kit/plain"}],
+        }
+        for partner, options in self.partners:
             if partner.kind in parts:
-                parts[partner.kind].append({"name": f"subject/{partner.name}"})
-        itself = {**self.options, "name": f"subject/{self.cls.name}"}
-        regularizers = [itself] if self.kind == "regularizer" else []
+                parts[partner.kind].append(self._entry(partner, options))
         if self.cls.kind in parts:
             parts[self.cls.kind] = [itself]
-        for latent, encoder, decoder, head in itertools.product(LATENTS, *parts.values()):
-            model = {"latent_dim": latent, "encoder": encoder, "decoder": decoder, "head": head, "regularizers": regularizers}
-            yield {"name": "contract", "data": {"path": ".", "scale": "none"}, "model": model, "finetune": FINETUNE}
+        beside = [self._entry(cls, options) for cls, options in self.partners if cls.kind == "regularizer"]
+        own = [itself] if self.kind == "regularizer" else []
+        sets = [[[*own, *chosen] for chosen in itertools.combinations(beside, size)] for size in range(len(beside) + 1)]
+        axes = [*([choices[:1], choices[1:]] for choices in (LATENTS, *parts.values())), sets]
+        for changes in range(sum(len(axis) - 1 for axis in axes) + 1):
+            for latent, encoder, decoder, head, regularizers in _with_changes(axes, changes):
+                model = {"latent_dim": latent, "encoder": encoder, "decoder": decoder, "head": head, "regularizers": regularizers}
+                yield {"name": "contract", "data": DATA, "model": model, "pretrain": PRETRAIN, "finetune": FINETUNE}
+
+    def _entry(self, cls: type[Component], options: Mapping[str, Any]) -> dict[str, Any]:
+        return {**options, "name": f"subject/{cls.name}"}
 
 
+def _with_changes(axes: Sequence[Sequence[Sequence[Any]]], changes: int) -> Iterator[tuple[Any, ...]]:
+    """One choice of each axis, with so many changes in all; `axis[n]` holds the choices that count as n."""
+    if not axes:
+        yield from [()] if changes == 0 else []
+        return
+    for here, choices in enumerate(axes[0][: changes + 1]):
+        for choice in choices:
+            for rest in _with_changes(axes[1:], changes - here):
+                yield (choice, *rest)
+
+
+DATA = {"path": ".", "scale": "none"}
+PRETRAIN = {"slice_epochs": 0}  # the plain decoder has no slices
 FINETUNE = {
     "mode": "joint",
     "alpha": 1.0,

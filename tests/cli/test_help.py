@@ -11,7 +11,7 @@ import ssl_ae
 
 COMMANDS = [
     ["data", "pack"], ["data", "inspect"], ["data", "list"], ["pretrain"], ["extract"], ["finetune"], ["evaluate"],
-    ["predict"], ["run"], ["recipe", "show"], ["recipe", "schema"], ["track", "sync"], ["ui"],
+    ["predict"], ["reconstruct"], ["sample"], ["run"], ["search"], ["recipe", "show"], ["recipe", "schema"], ["track", "sync"], ["ui"],
 ]  # fmt: skip
 
 
@@ -39,7 +39,8 @@ def test_every_command_explains_itself_by_example(command):
 
 def test_the_top_names_every_command():
     found = call("--help").stdout
-    for command in ("data", "pretrain", "extract", "finetune", "evaluate", "predict", "run", "plugins", "recipe", "track", "ui"):
+    names = "data pretrain extract finetune evaluate predict reconstruct run search plugins recipe track ui"
+    for command in names.split():
         assert f"  {command} " in found
 
 

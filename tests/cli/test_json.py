@@ -27,6 +27,9 @@ def answers(finished, digits, tmp_path_factory) -> dict[str, dict]:
             "finetune": [recipe, "--out", "run", "--joint"],
             "evaluate": ["run"],
             "predict": ["run", digits, "--out", "p.parquet"],
+            "reconstruct": ["run", digits, "--out", "cleaned"],
+            "sample": ["run", "--out", "samples.png", "--npy", "samples.npy"],
+            "search": ["run", "--query", "digits-00000000", "--top", "3"],
             "run": [recipe, "--out", "again", "--epochs", "1"],
         }
         return {command: call(*command.split(), *words, "--json").json for command, words in commands.items()}
@@ -42,6 +45,9 @@ MORE = {
     "finetune": {"method"},
     "evaluate": {"split", "method", "rows", "methods", "baselines"},
     "predict": {"method"},
+    "reconstruct": set(),
+    "sample": {"source", "prior", "components"},
+    "search": {"results"},
     "run": {"split", "method", "rows", "methods", "baselines"},  # of its last stage
 }
 
@@ -57,7 +63,7 @@ def test_the_fields(answers, command):
     assert all(isinstance(warning, str) for warning in answer["warnings"])
 
 
-@pytest.mark.parametrize("command", ["pretrain", "extract", "finetune", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["pretrain", "extract", "finetune", "evaluate", "predict", "reconstruct", "sample"])
 def test_the_run_is_the_folder(answers, command):
     assert answers[command]["run"] == "run"
 
@@ -73,6 +79,9 @@ def test_metrics_have_the_names_that_are_promised(answers):
     assert answers["extract"]["metrics"] == {"train/rows": 1298.0, "val/rows": 144.0, "test/rows": 355.0}
     assert answers["data pack"]["metrics"] == answers["extract"]["metrics"]
     assert answers["predict"]["metrics"] == {"rows": 1797.0}
+    assert answers["reconstruct"]["metrics"].keys() == {
+        "rows", "mse", "psnr", "reconstruction_nats", "bytes_per_sample", "input_bytes_per_sample",
+    }  # fmt: skip
 
 
 def test_outputs_have_names(answers):
@@ -81,6 +90,8 @@ def test_outputs_have_names(answers):
     assert answers["extract"]["outputs"].keys() == {"train", "val", "test"}
     assert answers["evaluate"]["outputs"].keys() == {"report", "confusion"}
     assert answers["predict"]["outputs"] == {"predictions": "p.parquet"}
+    assert answers["sample"]["outputs"] == {"picture": "samples.png", "samples": "samples.npy"}
+    assert answers["reconstruct"]["outputs"].keys() == {"data", "card", "scores", "picture"}
     assert answers["data pack"]["outputs"].keys() == {"data", "card"}
 
 

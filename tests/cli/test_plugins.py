@@ -104,6 +104,8 @@ def test_show_tells_the_options(install):
         "version": 1,
         "plugin": {"name": "builtins", "distribution": "ssl-ae", "version": ssl_ae.__version__},
         "docstring": found["docstring"],
+        "class": "ssl_ae_builtins.noise.GaussianNoise",
+        "declares": {"verbs": ["perturb"], "always": False, "of_samples": False},
         "options": [
             {
                 "name": "scale",
@@ -115,7 +117,7 @@ def test_show_tells_the_options(install):
             },
             {
                 "name": "layers",
-                "type": "list of str or none",
+                "type": "list of str or null",
                 "range": "",
                 "required": False,
                 "default": ["input"],
@@ -139,7 +141,7 @@ def test_show_a_name_of_several_kinds_shows_each():
     heads = [line for line in answer.stdout.splitlines() if line.startswith("builtins/mlp  (")]
     owner = f"ssl-ae {ssl_ae.__version__}"
     assert heads == [f"builtins/mlp  ({kind}, {owner})" for kind in ("encoder", "decoder", "head")]
-    assert "  widths: list of int >= 1; default [512, 256]\n      sizes of the hidden layers" in answer.stdout
+    assert "  widths: list of int >= 1 or auto; default [512, 256]\n      sizes of the hidden layers" in answer.stdout
     assert "  posterior: point | diag | full; default point" in answer.stdout
 
 
@@ -171,7 +173,7 @@ def test_check_a_component_that_keeps_the_contract(install):
     assert component["full_name"] == "zinc/zinc"
     assert {"builds", "row_law", "trains"} <= {check["name"] for check in component["checks"]}
     assert all(check == {"name": check["name"], "passed": True, "message": ""} for check in component["checks"])
-    assert call("plugins", "check", "zinc/zinc").stdout.startswith("ok      encoder zinc/zinc: 13 of 13 checks")
+    assert call("plugins", "check", "zinc/zinc").stdout.startswith("ok      encoder zinc/zinc: 21 of 21 checks")
 
 
 def test_check_says_which_check_failed_and_why(install):
@@ -182,7 +184,7 @@ def test_check_says_which_check_failed_and_why(install):
     install("noisy", noisy)
     answer = call("plugins", "check", "noisy")
     assert answer.code == 1
-    assert answer.stdout == "FAILED  encoder noisy/noisy: 12 of 13 checks\n"
+    assert answer.stdout == "FAILED  encoder noisy/noisy: 20 of 21 checks\n"
     assert "encoder Noisy breaks the contract (row_law)." in answer.stderr
     answer = call("plugins", "check", "noisy", "--json")
     assert answer.code == 1
@@ -328,11 +330,11 @@ def test_installed_packages_keep_the_contract(environment, name):
     run, _ = environment
     answer = run("-m", "ssl_ae", "plugins", "check", name)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout == f"ok      encoder {name}/{name}: 13 of 13 checks\n"
+    assert answer.stdout == f"ok      encoder {name}/{name}: 21 of 21 checks\n"
 
 
 def test_their_own_tests_pass(environment):
     run, packages = environment
     answer = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", packages, cwd=packages)
     assert answer.returncode == 0, answer.stdout
-    assert "26 passed" in answer.stdout
+    assert "42 passed" in answer.stdout

@@ -1,7 +1,26 @@
 """Every built-in keeps the contract that plugins are held to, with the options that change what it computes."""
 
 import pytest
-from ssl_ae_builtins import conv, heads, linear, mlp, noise, penalties, table_heads
+from ssl_ae_builtins import (
+    contractive,
+    conv,
+    distortion,
+    factor_analysis,
+    grayscale,
+    hash,
+    heads,
+    ladder,
+    linear,
+    lista,
+    mlp,
+    noise,
+    penalties,
+    sparse_coding,
+    sparse_kl,
+    stack,
+    table_heads,
+    unit_norm,
+)
 
 from ssl_ae.registry import Registry
 from ssl_ae.testing import checks_for
@@ -13,26 +32,47 @@ OUTPUTS = [
     {"likelihood": "categorical", "levels": 7},
 ]
 
-CASES = [
+CASES = [  # (class, options, partners it is tried beside where the kit's plain components do not fit)
     *((linear.LinearEncoder, options) for options in [*POSTERIORS, {"bias": False}]),
     *((mlp.MlpEncoder, {"widths": [13], **options}) for options in [*POSTERIORS, {"batch_norm": True}]),
     (mlp.MlpEncoder, {"widths": []}),
+    (mlp.MlpEncoder, {"widths": "auto", "depth": 3, "code_activation": "tanh"}),
+    *((stack.StackEncoder, options) for options in ({"widths": [13]}, {"widths": "auto", "activation": "relu"})),
     *((conv.ConvEncoder, {"channels": [3, 2], **options}) for options in [*POSTERIORS, {"batch_norm": True}, {"kernel": 5}]),
+    *((hash.HashEncoder, {"widths": [13], **options}) for options in [{}, {"batch_norm": True}, {"sampling": "gumbel"}]),
+    (hash.HashEncoder, {"widths": [13], "sampling": "gumbel", "levels": 17}),
     *((linear.LinearDecoder, options) for options in [*OUTPUTS, {"bias": False}]),
     *((mlp.MlpDecoder, {"widths": [13], **options}) for options in [*OUTPUTS, {"batch_norm": True}]),
     (mlp.MlpDecoder, {}),
+    (mlp.MlpDecoder, {"widths": "auto", "depth": 3}),
     *((conv.ConvDecoder, {"channels": [2, 3], **options}) for options in [*OUTPUTS, {"batch_norm": True}]),
     (conv.ConvDecoder, {}),
+    (factor_analysis.FactorAnalysisEncoder, {}, factor_analysis.FactorAnalysisDecoder, penalties.Kl),
+    *((factor_analysis.FactorAnalysisDecoder, {"noise": kind}) for kind in ("feature", "scalar")),
+    (sparse_coding.SparseCoding, {}, linear.LinearDecoder, penalties.SparseL1),
+    (sparse_coding.SparseCoding, {"sparsity": 0.1, "iterations": 7}, linear.LinearDecoder, (penalties.SparseL1, {"weight": 0.1})),
+    *((lista.Lista, {"steps": steps}) for steps in (0, 3)),
+    *((ladder.LadderEncoder, {"widths": [13], **options}) for options in [{}, {"activation": "tanh"}]),
+    (ladder.LadderEncoder, {"widths": "auto"}, ladder.LadderDecoder, ladder.Ladder),
+    *((ladder.LadderDecoder, {"top": top}, ladder.LadderEncoder) for top in ("softmax", "code")),
+    (ladder.Ladder, {"costs": [3, 1]}, ladder.LadderEncoder, ladder.LadderDecoder),
     *((penalties.Weights, {"norm": norm}) for norm in ("l1", "l2")),
     (penalties.SparseL1, {}),
     (penalties.SparseL1, {"layers": ["h*", "code"]}),
     (penalties.Kl, {}),
+    (sparse_kl.SparseKl, {"rho": 0.2}, (mlp.MlpEncoder, {"widths": [13], "code_activation": "sigmoid"})),
+    (sparse_kl.SparseKl, {"layers": ["h*"]}, (mlp.MlpEncoder, {"widths": [13], "activation": "sigmoid"})),
+    *((unit_norm.UnitNorm, {"norm": norm}, linear.LinearDecoder) for norm in ("equal", "at_most")),
+    (contractive.Contractive, {}),
     (noise.Dropout, {}),
     (noise.GaussianNoise, {}),
     (noise.MaskingNoise, {"layers": ["input", "h1"]}),
-    (heads.Softmax, {}),
+    (noise.SaltPepper, {}),
+    *((distortion.Distortion, options) for options in [{}, {"border": "reflection"}]),
+    (grayscale.Grayscale, {}),
+    *((heads.Softmax, options) for options in ({}, {"weights": False})),
     (heads.Mlp, {"widths": [13]}),
-    (heads.Gaussian, {}),
+    *((heads.Gaussian, options) for options in ({}, {"variance": "unit"})),
     (heads.BernoulliHead, {}),
     (table_heads.Logistic, {}),
     *((table_heads.Knn, {"metric": metric}) for metric in ("euclidean", "cosine", "manhattan")),
@@ -41,9 +81,9 @@ CASES = [
 
 
 def parameters():
-    for cls, options in CASES:
+    for cls, options, *partners in CASES:
         given = ",".join(f"{key}={value}" for key, value in options.items())
-        for name, function in checks_for(cls, **options):
+        for name, function in checks_for(cls, *partners, **options):
             yield pytest.param(function, id=f"{cls.__name__}({given})-{name}".replace(" ", ""))
 
 
@@ -54,4 +94,4 @@ def test_contract(check):
 
 def test_no_builtin_is_left_out():
     owned = {entry.cls for entry in Registry.discover().entries if entry.plugin.name == "builtins"}
-    assert owned == {cls for cls, _ in CASES}
+    assert owned == {cls for cls, *_ in CASES}

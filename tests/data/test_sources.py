@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import io
 import json
 import struct
@@ -235,6 +236,61 @@ class TestNamed:
         whole = np.bincount(truth.target)
         np.testing.assert_array_equal(counts["test"], whole // 5)
         np.testing.assert_array_equal(counts["train"] + counts["test"], whole)
+
+    def test_photos_are_tiles_of_scikit_learns_photographs(self):
+        """Pasted back by the number in their keys, they are the photographs: 26 x 40 patches in 427 x 640 pixels."""
+        from sklearn.datasets import load_sample_images
+
+        source = opened(Named, "photos")
+        about = source.describe()
+        assert (about.x.kind, about.x.dtype, about.x.shape, about.x.range) == ("image", "uint8", (3, 16, 16), (0, 255))
+        assert (about.task, about.names) == ("classes", ("china", "flower"))
+        assert about.licence.startswith("CC BY 2.0")  # of scikit-learn's datasets/images/README.txt
+        pasted = np.zeros((2, 416, 640, 3), dtype=np.uint8)
+        for split, count in (("train", 1664), ("test", 416)):  # floor(1040 / 5) of each are test
+            keys, x, labels = everything(source, split)
+            assert np.bincount(labels).tolist() == [count // 2, count // 2]
+            for key, patch, label in zip(keys, x, labels, strict=True):
+                name, number = key.split("-")
+                assert name == about.names[label]
+                top, left = (16 * place for place in divmod(int(number), 40))
+                pasted[label, top : top + 16, left : left + 16] = patch.transpose(1, 2, 0)
+        china, flower = load_sample_images().images
+        np.testing.assert_array_equal(pasted, [china[:416], flower[:416]])
+
+    def test_diabetes_is_scikit_learns_in_its_own_units(self):
+        from sklearn.datasets import load_diabetes
+
+        truth = load_diabetes(scaled=False)
+        source = opened(Named, "diabetes")
+        about = source.describe()
+        assert (about.x.kind, about.x.dtype, about.x.shape, about.x.range) == ("vector", "float32", (10,), TO_BE_MEASURED)
+        assert about.x.features == ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
+        assert (about.task, about.names) == ("regression", ("progression",))
+        assert "Efron" in about.licence
+        seen = []
+        for split, count in (("train", 354), ("test", 88)):  # floor(442 / 5)
+            keys, x, y = everything(source, split)
+            rows = [int(key.removeprefix("diabetes-")) for key in keys]
+            assert (len(rows), y.dtype, y.shape) == (count, np.float32, (count, 1))
+            np.testing.assert_array_equal(x, truth.data[rows].astype(np.float32))
+            np.testing.assert_array_equal(y[:, 0], truth.target[rows])
+            seen += rows
+        assert sorted(seen) == list(range(442))
+
+    @pytest.mark.parametrize("name", ["digits", "photos", "diabetes"])
+    def test_the_test_split_is_the_lowest_hashes_of_each_class(self, name):
+        source = opened(Named, name)
+        of = {}
+        for split in ("train", "test"):
+            keys, _, labels = everything(source, split)
+            strata = labels if name != "diabetes" else [0] * len(keys)
+            for key, stratum in zip(keys, strata, strict=True):
+                of.setdefault(stratum, {"train": [], "test": []})[split].append(hashlib.sha256(key.encode()).hexdigest())
+        assert len(of) == {"digits": 10, "photos": 2, "diabetes": 1}[name]
+        for split in of.values():
+            assert max(split["test"]) < min(split["train"])
+            assert len(split["test"]) == (len(split["test"]) + len(split["train"])) // 5
 
     def test_mnist_through_openml(self, monkeypatch):
         import sklearn.datasets

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from engine_kit import resolved
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -11,6 +12,7 @@ from ssl_ae_builtins.heads import BernoulliHead, Gaussian, Mlp, Softmax
 from ssl_ae_builtins.table_heads import Knn, Logistic
 
 from ssl_ae import Batch, Shapes
+from ssl_ae.errors import RecipeError
 from ssl_ae.objective import supervised
 from ssl_ae.trace import Trace
 
@@ -76,6 +78,93 @@ def test_regression_speaks_the_users_units(cls):
     expected = stats.norm.logpdf(y.numpy(), mean + std * raw, std * s)
     np.testing.assert_allclose(supervision(found, z, y), -np.nansum(expected, 1), rtol=1e-10)
     np.testing.assert_allclose(s, 1.0, atol=2e-3)  # the noise starts at one standard deviation of the targets
+
+
+def regression_targets():
+    """(B, T) that depend on the latents, with noise, in units of their own."""
+    z = latents(dtype=torch.float64)
+    slope = torch.tensor([[30.0, -0.1]] * K, dtype=torch.float64)
+    return z @ slope + torch.tensor([700.0, -3.0]) + torch.randn(B, T, dtype=torch.float64) * torch.tensor([40.0, 0.1])
+
+
+def test_unit_variance_is_least_squares_in_standard_deviations():
+    """-log p(y|z) = 1/2 |y' - W z - b|^2 + sum log sd + T/2 log 2 pi, y' = (y - mean) / sd of the labels by numpy."""
+    y, z = regression_targets(), latents(dtype=torch.float64)
+    y[2, 0] = torch.nan
+    found = head(Gaussian, classes=None, targets=T, variance="unit").double()
+    found.prepare(y)
+    assert {name for name, _ in found.named_parameters()} == {"linear.weight", "linear.bias"}  # no noise to learn
+    sd = np.nanstd(y.numpy(), 0)
+    standard = (y.numpy() - np.nanmean(y.numpy(), 0)) / sd
+    each = 0.5 * (standard - found.linear(z).detach().numpy()) ** 2 + np.log(sd) + 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(supervision(found, z, y), np.nansum(each, 1), rtol=1e-10)
+    np.testing.assert_allclose(found(z).stddev.detach(), np.broadcast_to(sd, (B, T)), rtol=1e-12)
+
+
+def test_the_gradient_of_unit_variance_is_the_lms_rule():
+    """dl/dW = -sum_n (y'_n - W z_n - b) z_n' (Widrow & Hoff 1960), and zero at numpy's least-squares solution."""
+    y, z = regression_targets(), latents(dtype=torch.float64)
+    found = head(Gaussian, classes=None, targets=T, variance="unit").double()
+    found.prepare(y)
+    standard = ((y - y.mean(0)) / y.std(0, correction=0)).numpy()
+
+    def gradient():
+        found.zero_grad()
+        supervised(Trace(model=None, batch=Batch(x=z, y=y), p_y=found(z))).sum().backward()
+        return found.linear.weight.grad.numpy(), found.linear.bias.grad.numpy()
+
+    residual = standard - found.linear(z).detach().numpy()
+    weight, bias = gradient()
+    np.testing.assert_allclose(weight, -residual.T @ z.numpy(), rtol=1e-9)
+    np.testing.assert_allclose(bias, -residual.sum(0), rtol=1e-9)
+    solution = np.linalg.lstsq(np.column_stack([z.numpy(), np.ones(B)]), standard, rcond=None)[0]
+    with torch.no_grad():
+        found.linear.weight.copy_(torch.from_numpy(solution[:K].T))
+        found.linear.bias.copy_(torch.from_numpy(solution[K]))
+    for value in gradient():
+        np.testing.assert_allclose(value, 0, atol=1e-10)
+
+
+def test_learned_variance_is_best_at_the_residuals_mean_square():
+    """With W and b fixed, l_Y is least where s^2 is the mean squared residual: its gradient in s vanishes there alone."""
+    y, z = regression_targets(), latents(dtype=torch.float64)
+    found = head(Gaussian, classes=None, targets=T).double()
+    found.prepare(y)
+    standard = (y - y.mean(0)) / y.std(0, correction=0)
+    rms = (standard - found.linear(z)).detach().square().mean(0).sqrt()
+    for factor, sign in ((0.5, -1), (1.0, 0), (2.0, 1)):
+        with torch.no_grad():
+            found.units.raw_std.copy_(torch.log(torch.expm1(factor * rms - 1e-3)))  # softplus(r) + 1e-3 = factor * rms
+        (gradient,) = torch.autograd.grad(-found(z).log_prob(y).sum(), [found.units.raw_std])
+        assert torch.equal(torch.where(gradient.abs() < 1e-9, 0, gradient).sign(), torch.full((T,), sign, dtype=torch.float64))
+
+
+def test_softmax_without_weights_reads_the_code_as_logits():
+    z = torch.randn(B, C, dtype=torch.float64)
+    found = Softmax(Softmax.Config(weights=False), Shapes((7,), C, C))
+    assert list(found.parameters()) == []
+    y = torch.arange(B) % C
+    expected = torch.nn.functional.cross_entropy(z, y, reduction="none")
+    np.testing.assert_allclose(supervision(found, z, y), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("latent", "mode", "complaint"),
+    [
+        (5, "joint", r"latent_dim must be the 3 classes, but it is 5\. Set model\.latent_dim: 3, or weights: true"),
+        (
+            3,
+            "sequential",
+            r"this one has nothing to learn\. Set finetune\.mode: joint, alternate or end-to-end, or weights: true",
+        ),
+    ],
+)
+def test_softmax_without_weights_is_refused_where_it_cannot_learn(latent, mode, complaint):
+    bare = {"head": {"name": "softmax", "weights": False}}
+    with pytest.raises(RecipeError, match=complaint):
+        resolved(model=bare | {"latent_dim": latent}, finetune={"mode": mode})
+    for other in ("joint", "alternate", "end-to-end"):
+        assert resolved(model=bare | {"latent_dim": 3}, finetune={"mode": other}).head.config.weights is False
 
 
 def test_constant_and_unknown_targets_keep_unit_scale():

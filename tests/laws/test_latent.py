@@ -85,6 +85,18 @@ def test_scales_are_softplus_of_the_layer():
     np.testing.assert_allclose(layer(h).stddev.detach().numpy(), np.log1p(np.exp(raw[:, K:])) + SMALLEST_SCALE, rtol=1e-10)
 
 
+@pytest.mark.parametrize("latent", [1, K])
+@pytest.mark.parametrize("kind", ["diag", "full"])
+def test_densities_and_entropies_are_scipys(kind, latent):
+    """One dimension is the univariate normal, whichever kind is asked for."""
+    q = posterior(kind, latent)
+    z = torch.randn(7, B, latent, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for i in range(B):
+        normal = stats.multivariate_normal(q.mean[i].numpy(), covariance(q)[i].numpy())
+        np.testing.assert_allclose(q.log_prob(z)[:, i].numpy(), normal.logpdf(z[:, i].numpy()), rtol=1e-9)
+        assert float(q.entropy()[i]) == pytest.approx(normal.entropy(), rel=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["diag", "full"])
 def test_kl_is_torchs_closed_form(kind):
     q = posterior(kind)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from engine_kit import MeanCode, assert_same, cut, feed_of, fresh, gradients, resolved, rows, trainer_of, weights
 
+from ssl_ae.data.card import Y as Labels
 from ssl_ae.data.loading import Draw
 from ssl_ae.objective import SUPERVISED, count_rows
 from ssl_ae.plan import Plan
@@ -18,12 +19,26 @@ ADAMW = {"name": "adamw", "lr": 1e-2, "weight_decay": 0.1}
 DIAG = {"name": "mlp", "widths": [11], "activation": "tanh", "posterior": "diag"}
 
 
-def batch_of(pick):
-    return Batch(x=torch.from_numpy(X[pick]), y=torch.from_numpy(Y[pick]))
+# two targets; of the labelled rows, one knows the first alone and one the second alone
+VALUES = np.where((Y >= 0)[:, None], np.random.default_rng(1).normal(size=(29, 2)) * [40, 0.1] + [700, -3], np.nan)
+VALUES[np.flatnonzero(Y >= 0)[[0, 1]], [1, 0]] = np.nan
+MARKS = np.where(np.isnan(VALUES), np.nan, VALUES - np.nanmean(VALUES, 0) > 0)
+TASKS = {
+    "classes": ({"name": "softmax"}, Labels(task="classes", names=("a", "b", "c")), Y),
+    "regression": ({"name": "gaussian"}, Labels(task="regression", names=("u", "v")), VALUES),
+    "least squares": ({"name": "gaussian", "variance": "unit"}, Labels(task="regression", names=("u", "v")), VALUES),
+    "multi-label": ({"name": "bernoulli"}, Labels(task="multilabel", names=("u", "v")), MARKS),
+}
 
 
-def one_step(found, mode, batch, phase=0, model=None):
-    trainer = trainer_of(found, mode, feed_of(X, Y), model)
+def batch_of(pick, y=Y):
+    return Batch(x=torch.from_numpy(X[pick]), y=torch.from_numpy(y[pick]))
+
+
+def one_step(found, mode, batch, phase=0, model=None, y=Y):
+    model = model or fresh(found)
+    model.head.prepare(torch.from_numpy(y[Y >= 0]))
+    trainer = trainer_of(found, mode, feed_of(X, y), model)
     trainer.make_step(trainer.runs[phase], [batch])
     return trainer
 
@@ -36,23 +51,59 @@ def summed(*parts):
 # --- what each mode minimises
 
 
-def test_the_joint_gradient_is_the_sum_of_both_sides():
-    """l_Y + alpha (l_X + penalties): the gradients of end-to-end and of pretraining on the same rows, added with alpha."""
-    alpha, batch = 0.3, batch_of(slice(None))
-    found = resolved(model={"regularizers": [{"name": "sparse_l1", "weight": 0.2}]}, finetune={"alpha": alpha})
-    joint = gradients(one_step(found, "joint", batch).model)
-    label_side = gradients(one_step(found, "end-to-end", batch).model)
-    data_side = gradients(one_step(found, "pretrain", batch).model)
+def by_hand(found, task):
+    """Gradients of l_Y, a mean over the labelled rows, and of l_X + 0.2 |z|_1, a mean over all, by autograd of bare formulas."""
+    model, (_, _, y) = fresh(found), TASKS[task]
+    x, y, labeled = torch.from_numpy(X), torch.from_numpy(y), torch.from_numpy(Y >= 0)
+    z = model.features(x)
+    raw = model.head.linear(z)[labeled]
+    target, there = y[labeled], ~y[labeled].isnan()
+    if task == "classes":
+        each = -raw.log_softmax(1).gather(1, target[:, None])[:, 0]
+    elif task == "multi-label":
+        each = torch.where(there, torch.nn.functional.softplus(raw) - target.nan_to_num() * raw, 0.0).sum(1)
+    else:
+        mean = target.nanmean(0)
+        sd = (target - mean).square().nanmean(0).sqrt()
+        noise = 1.0 if task == "least squares" else torch.nn.functional.softplus(model.head.units.raw_std) + 1e-3
+        misses = (((target - mean) / sd).nan_to_num() - raw) / noise
+        each = torch.where(there, 0.5 * misses.square() + (noise * sd).log(), 0.0).sum(1)
+    each.mean().backward(retain_graph=True)
+    label_side = gradients(model)
+    model.zero_grad()
+    (0.5 * (x - model.decode(z).mean).square().sum(1) + 0.2 * z.abs().sum(1)).mean().backward()
+    return label_side, gradients(model)
+
+
+def recipe_for(task, **finetune):
+    head, labels, _ = TASKS[task]
+    regularizers = [{"name": "sparse_l1", "weight": 0.2}]
+    return resolved(y=labels, model={"regularizers": regularizers, "head": head}, finetune=finetune)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_joint_gradient_is_the_sum_of_both_sides(task):
+    """l_Y + alpha (l_X + penalties): by hand, and the gradients of end-to-end and pretraining on the same rows."""
+    alpha, y = 0.3, TASKS[task][2]
+    found, batch = recipe_for(task, alpha=alpha), batch_of(slice(None), y)
+    joint = gradients(one_step(found, "joint", batch, y=y).model)
+    label_side = gradients(one_step(found, "end-to-end", batch, y=y).model)
+    data_side = gradients(one_step(found, "pretrain", batch, y=y).model)
     assert_same(joint, summed(label_side, {name: alpha * g for name, g in data_side.items()}), atol=1e-12)
+    by_label, by_data = by_hand(found, task)
+    assert_same(joint, summed(by_label, {name: alpha * g for name, g in by_data.items()}), atol=1e-12)
 
 
-def test_alternating_steps_have_their_own_gradient_alone():
-    found = resolved(model={"regularizers": [{"name": "sparse_l1", "weight": 0.2}]})
-    batch = batch_of(slice(None))
-    reconstruct = gradients(one_step(found, "alternate", batch, phase=0).model)
-    classify = gradients(one_step(found, "alternate", batch, phase=1).model)
-    assert_same(reconstruct, gradients(one_step(found, "pretrain", batch).model), atol=1e-12)
-    assert_same(classify, gradients(one_step(found, "end-to-end", batch).model), atol=1e-12)
+@pytest.mark.parametrize("task", TASKS)
+def test_alternating_steps_have_their_own_gradient_alone(task):
+    """Step 0 that of l_X + penalties, step 1 that of l_Y: by hand, and nothing reaches the other side's parameters."""
+    found, y = recipe_for(task), TASKS[task][2]
+    batch = batch_of(slice(None), y)
+    reconstruct = gradients(one_step(found, "alternate", batch, phase=0, y=y).model)
+    classify = gradients(one_step(found, "alternate", batch, phase=1, y=y).model)
+    by_label, by_data = by_hand(found, task)
+    assert_same(reconstruct, by_data, atol=1e-12)
+    assert_same(classify, by_label, atol=1e-12)
     assert not any(name.startswith("head.") for name in reconstruct)
     assert not any(name.startswith("decoder.") for name in classify)
 

@@ -6,10 +6,12 @@ import torch
 from engine_kit import feed_of as feed
 from engine_kit import fresh, gradients, part, resolved, rows, trainer_of
 from ssl_ae_builtins.noise import Dropout, GaussianNoise, MaskingNoise
-from ssl_ae_builtins.penalties import SparseL1
+from ssl_ae_builtins.penalties import SparseL1, Weights
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from ssl_ae import Batch, Shapes
+from ssl_ae.latent import BernoulliCode, CategoricalCode, kl_to_prior
+from ssl_ae.model import Model, Slice
 from ssl_ae.objective import Weight
 from ssl_ae.trace import Trace
 
@@ -65,6 +67,42 @@ def test_a_step_with_weights_is_a_hand_made_sgd_step():
         torch.testing.assert_close(after[name].detach(), expected, rtol=0, atol=1e-12)
 
 
+class NoMatrices(torch.nn.Module):
+    """A part of a model whose parameters are a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+
+def test_weights_of_parts_without_matrices():
+    """An encoder may read the decoder's parameters, and a decoder have none: no matrices, no penalty, and still a gradient."""
+    decoder = torch.nn.Linear(3, 2, dtype=torch.float64)
+    value = built(Weights).penalty(Trace(model=Model(NoMatrices(), decoder)))
+    assert float(value.detach()) == pytest.approx(0.5 * float(decoder.weight.detach().square().sum()), rel=1e-12)
+    for norm in ("l1", "l2"):
+        nothing = built(Weights, norm=norm).penalty(Trace(model=Model(NoMatrices(), NoMatrices())))
+        assert (nothing.shape, nothing.dtype, float(nothing.detach())) == ((), torch.float64, 0.0)
+        nothing.backward()
+
+
+def test_weights_of_a_part_that_does_not_train():
+    """Classifying with a frozen decoder, whose matrices are all there are: its penalty is reported and moves nothing."""
+    decoder = torch.nn.Linear(3, 2).requires_grad_(False)
+    value = built(Weights, norm="l1").penalty(Trace(model=Model(NoMatrices(), decoder)))
+    value.backward()
+    assert float(value.detach()) == pytest.approx(float(decoder.weight.abs().sum()), rel=1e-6)
+
+
+def test_weights_of_a_slice_are_those_of_its_layer_and_its_mirror():
+    encoder = {"name": "stack", "widths": [11]}
+    model = fresh(resolved(model={"encoder": encoder, "regularizers": [{"name": "weights"}]}))
+    value = model.regularizers[0].penalty(Trace(model=Slice(model, 1)))
+    inner = [model.encoder.layers[1][0].weight, model.decoder.layers.blocks[0][0].weight]  # 11 -> 5 and 5 -> 11
+    assert [tuple(p.shape) for p in inner] == [(5, 11), (11, 5)]
+    assert float(value.detach()) == pytest.approx(sum(0.5 * float(p.detach().square().sum()) for p in inner), rel=1e-12)
+
+
 # --- codes
 
 
@@ -85,6 +123,31 @@ def test_kl_of_the_traced_posterior(posterior, latent):
     zero, eye = torch.zeros(latent, dtype=torch.float64), torch.eye(latent, dtype=torch.float64)
     prior = Independent(Normal(zero, 1 + zero), 1) if posterior == "diag" else MultivariateNormal(zero, eye)
     torch.testing.assert_close(model.regularizers[0].penalty(trace), kl_divergence(trace.q, prior), rtol=1e-10, atol=0)
+
+
+def picture_of(q):
+    random = {"encoder": {"name": "mlp", "posterior": "diag"}, "regularizers": [{"name": "kl"}]}
+    (regularizer,) = fresh(resolved(model=random)).regularizers
+    (picture,) = regularizer.pictures(Trace(model=None, q=q))
+    return picture.title, picture.lines["KL"]
+
+
+def test_the_picture_of_kl_says_which_dimensions_are_used():
+    """By hand: KL(N(m, 1) || N(0, 1)) = m^2 / 2, so 2, 0.5 and 0 nats, largest first; the rows differ in sign alone."""
+    mean = torch.tensor([[1.0, 0.0, 2.0], [-1.0, 0.0, 2.0]])
+    title, nats = picture_of(Independent(Normal(mean, torch.ones(2, 3)), 1))
+    assert nats.tolist() == pytest.approx([2.0, 0.5, 0.0])
+    assert title.endswith("2 of 3 above 0.01 nats")
+
+
+def test_what_the_picture_of_kl_adds_up_to():
+    """The KL itself where dimensions are independent given x; less under full covariance, by what they share."""
+    torch.manual_seed(0)
+    mean, scale = torch.randn(13, 5), torch.rand(13, 5) + 0.3
+    for q in (Independent(Normal(mean, scale), 1), BernoulliCode(mean), CategoricalCode(torch.randn(13, 3, 7))):
+        assert float(picture_of(q)[1].sum()) == pytest.approx(float(kl_to_prior(q).mean()), rel=1e-5)
+    full = MultivariateNormal(mean, scale_tril=torch.diag_embed(scale) + 0.5 * torch.ones(5, 5).tril(-1))
+    assert float(picture_of(full)[1].sum()) < float(kl_to_prior(full).mean()) - 0.1
 
 
 def test_a_warm_up_weighs_each_step():

@@ -7,34 +7,51 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssl_ae.data.card import X
+from ssl_ae.data.card import Task, X
 from ssl_ae.data.holdout import hash_order
-from ssl_ae.data.sources import Block, Description, PackOptions, Source, numbered_keys, path_of, rows_a_block
+from ssl_ae.data.sources import TO_BE_MEASURED, Block, Description, PackOptions, Source, numbered_keys, path_of, rows_a_block
 from ssl_ae.errors import DataError
 
-DIGITS_TEST_SHARE = 5  # one digit in five
+TEST_SHARE = 5  # one sample in five, where a data set has no test split of its own
 MNIST_TRAIN_ROWS = 60_000  # OpenML keeps the 10,000 test images behind them
+PATCH = 16  # height and width of a patch of a photograph, in pixels
 
 
 @dataclass(frozen=True)
 class _Split:
     keys: Sequence[str]
-    x: np.ndarray  # (n, 1, H, W) uint8
-    labels: np.ndarray  # (n,) int64
+    x: np.ndarray  # (n, *shape)
+    labels: np.ndarray  # (n,) int64 | (n, T) float32
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    x: X
+    task: Task
+    names: tuple[str, ...]  # of the classes or targets
+    splits: dict[str, _Split]
+    licence: str
 
 
 class Named(Source):
     """`digits`: 1,797 handwritten digits of 8 x 8 pixels from 0 to 16, which come with scikit-learn.
 
-    They have no test split of their own: of each class, the first fifth (rounded down) in the order of the sha256 of
-    the key is test. Keys are `digits-00000000`, ... in scikit-learn's order.
+    `photos`: 2,080 colour patches of 16 x 16 pixels, the non-overlapping ones of the two photographs that come with
+    scikit-learn; the class is the photograph. A patch's neighbours may be in another split.
+
+    `diabetes`: ten measurements of 442 patients, in their own units, and the progression of their disease a year later
+    (Efron et al. 2004), which come with scikit-learn.
+
+    These have no test split of their own: of each class (of all patients), the first fifth (rounded down) in the order of
+    the sha256 of the key is test. Keys are `digits-00000000`, `china-00000000`, `flower-00000000`, `diabetes-00000000`, ...
+    in scikit-learn's order; patches are numbered row by row.
 
     `mnist`: the 60,000 and 10,000 images of MNIST, fetched from openml.org into scikit-learn's cache on first use.
     Keys are those of the IDX files, `train-00000000` and `test-00000000`, ...
     """
 
     name = "sklearn"
-    summary = "digits (comes with scikit-learn) or mnist (fetched from openml.org), by name"
+    summary = "digits, photos or diabetes (come with scikit-learn), or mnist (fetched from openml.org), by name"
 
     @classmethod
     def recognises(cls, place: str) -> bool:
@@ -42,40 +59,78 @@ class Named(Source):
 
     def __init__(self, place: str, options: PackOptions) -> None:
         options.allow(self.name)
-        self._place = place
-        self._splits, maximum, self._licence = LOADERS[place]()
-        self._x = X(kind="image", dtype="uint8", shape=self._splits["train"].x.shape[1:], range=(0, maximum))
+        self._place, self._loaded = place, LOADERS[place]()
 
     def describe(self) -> Description:
-        names = tuple(str(digit) for digit in range(10))
-        return Description(self._place, self._x, "classes", names, tuple(self._splits), self._licence)
+        found = self._loaded
+        return Description(self._place, found.x, found.task, found.names, tuple(found.splits), found.licence)
 
     def keys(self, split: str) -> Sequence[str]:
-        return self._splits[split].keys
+        return self._loaded.splits[split].keys
 
     def blocks(self, split: str) -> Iterator[Block]:
-        whole, step = self._splits[split], rows_a_block(self._x)
+        whole, step = self._loaded.splits[split], rows_a_block(self._loaded.x)
         for start in range(0, len(whole.keys), step):
             part = slice(start, start + step)
             yield Block(whole.keys[part], whole.x[part], whole.labels[part])
 
 
-def _digits() -> tuple[dict[str, _Split], int, str]:
+def _images(x: np.ndarray, maximum: int) -> X:
+    return X(kind="image", dtype="uint8", shape=x.shape[1:], range=(0, maximum))
+
+
+def _with_test(keys: Sequence[str], x: np.ndarray, labels: np.ndarray, strata: np.ndarray) -> dict[str, _Split]:
+    """Train, and of each stratum (n,) the first fifth in the order of the hashed keys as test."""
+    keys = np.array(keys, dtype=object)
+    test = np.zeros(len(keys), dtype=bool)
+    for stratum in np.unique(strata):
+        rows = np.flatnonzero(strata == stratum)
+        test[rows[hash_order(keys[rows])[: len(rows) // TEST_SHARE]]] = True
+    return {name: _Split(keys[at].tolist(), x[at], labels[at]) for name, at in (("train", ~test), ("test", test))}
+
+
+def _digits() -> _Loaded:
     from sklearn.datasets import load_digits  # takes a second to import
 
     found = load_digits()
-    keys = np.array(numbered_keys("digits", 0, len(found.images)), dtype=object)
-    labels = found.target.astype(np.int64)
-    test = np.zeros(len(keys), dtype=bool)
-    for digit in range(10):
-        rows = np.flatnonzero(labels == digit)
-        test[rows[hash_order(keys[rows])[: len(rows) // DIGITS_TEST_SHARE]]] = True
-    x = found.images.astype(np.uint8)[:, None]
-    splits = {name: _Split(keys[at].tolist(), x[at], labels[at]) for name, at in (("train", ~test), ("test", test))}
-    return splits, 16, "CC BY 4.0, UCI Machine Learning Repository, Optical Recognition of Handwritten Digits"
+    x, labels = found.images.astype(np.uint8)[:, None], found.target.astype(np.int64)
+    splits = _with_test(numbered_keys("digits", 0, len(x)), x, labels, labels)
+    licence = "CC BY 4.0, UCI Machine Learning Repository, Optical Recognition of Handwritten Digits"
+    return _Loaded(_images(x, 16), "classes", tuple(str(digit) for digit in range(10)), splits, licence)
 
 
-def _mnist() -> tuple[dict[str, _Split], int, str]:
+def _photos() -> _Loaded:
+    from sklearn.datasets import load_sample_image
+
+    names = ("china", "flower")
+    parts = [_patches(load_sample_image(f"{name}.jpg")) for name in names]
+    keys = [key for name, part in zip(names, parts, strict=True) for key in numbered_keys(name, 0, len(part))]
+    x, labels = np.concatenate(parts), np.repeat(np.arange(len(names)), [len(part) for part in parts])
+    licence = "CC BY 2.0, china by danielbuechele and flower by vultilion on flickr.com, cut into patches"
+    return _Loaded(_images(x, 255), "classes", names, _with_test(keys, x, labels, labels), licence)
+
+
+def _patches(photo: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> (n, 3, 16, 16), row by row; what is left over below and to the right belongs to no patch."""
+    rows, columns = photo.shape[0] // PATCH, photo.shape[1] // PATCH
+    tiled = photo[: rows * PATCH, : columns * PATCH].reshape(rows, PATCH, columns, PATCH, 3)
+    return np.ascontiguousarray(tiled.transpose(0, 2, 4, 1, 3).reshape(-1, 3, PATCH, PATCH))
+
+
+def _diabetes() -> _Loaded:
+    from sklearn.datasets import load_diabetes
+
+    found = load_diabetes(scaled=False)
+    x, y = found.data.astype(np.float32), found.target.astype(np.float32)[:, None]
+    splits = _with_test(numbered_keys("diabetes", 0, len(x)), x, y, np.zeros(len(x)))
+    about = X(
+        kind="vector", dtype="float32", shape=x.shape[1:], range=TO_BE_MEASURED, features=tuple(map(str, found.feature_names))
+    )
+    licence = "none stated; published with Efron, Hastie, Johnstone & Tibshirani 2004, Least Angle Regression"
+    return _Loaded(about, "regression", ("progression",), splits, licence)
+
+
+def _mnist() -> _Loaded:
     from sklearn.datasets import fetch_openml
 
     try:
@@ -89,7 +144,8 @@ def _mnist() -> tuple[dict[str, _Split], int, str]:
     labels = found.target.astype(np.int64)
     rows = {"train": slice(0, MNIST_TRAIN_ROWS), "test": slice(MNIST_TRAIN_ROWS, len(x))}
     splits = {name: _Split(numbered_keys(name, 0, len(labels[at])), x[at], labels[at]) for name, at in rows.items()}
-    return splits, 255, found.details.get("licence", "")
+    names = tuple(str(digit) for digit in range(10))
+    return _Loaded(_images(x, 255), "classes", names, splits, found.details.get("licence", ""))
 
 
-LOADERS = {"digits": _digits, "mnist": _mnist}
+LOADERS = {"digits": _digits, "photos": _photos, "diabetes": _diabetes, "mnist": _mnist}

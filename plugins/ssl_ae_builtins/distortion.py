@@ -1,0 +1,116 @@
+"""Geometric corruption of images: each row is moved, turned, stretched and bent in its own way."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+import ssl_ae
+from ssl_ae.errors import RecipeError
+
+REACH = 4  # standard deviations at which the smoothing kernel ends
+
+
+class Distortion(ssl_ae.Regularizer):
+    """x~(p) = x(A^-1 (p - t) + d(p)), A = rotation * shear * scale, d = alpha * G_sigma * U(-1, 1) (Simard et al. 2003, sec. 2).
+
+    p is a place in pixels from the centre of the image, x is read there bilinearly. Every row draws its own A, t and d; each
+    number of A and t is uniform between minus and plus its option, heights and widths apart. d is uniform noise, one number
+    for every pixel and axis, under a Gaussian kernel of sum 1: alpha / (2 sqrt(3 pi) sigma) pixels of standard deviation for
+    sigma of a pixel and more. Simard et al. use alpha = 34 and sigma = 4 on images of 29 x 29. The target stays undistorted.
+    """
+
+    name = "distortion"
+    of_samples = True
+
+    class Config(ssl_ae.Config):
+        rotation: float = Field(10.0, ge=0, le=180, description="largest angle, in degrees")
+        translation: float = Field(1.0, ge=0, description="largest shift along each axis, in pixels")
+        log_scale: float = Field(0.1, ge=0, le=2, description="largest |log| of the factor of height and of width: 0.1 is 10 %")
+        shear: float = Field(5.0, ge=0, lt=90, description="largest angle by which upright lines lean, in degrees")
+        alpha: float = Field(34.0, ge=0, description="strength of the elastic displacement, in pixels before smoothing")
+        sigma: float = Field(4.0, gt=0, description="standard deviation of the smoothing, in pixels: larger bends more gently")
+        border: Literal["zeros", "border", "reflection"] = Field(
+            "zeros",
+            description="what lies outside: 0 (right on a background of 0), the nearest pixel, or the image mirrored",
+        )
+
+    def perturb(self, h: Tensor, layer: str) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), computed in float32 where h is narrower."""
+        if h.dim() != 4:
+            raise RecipeError(
+                f"distortion.layers: layer {layer!r} has shape {tuple(h.shape[1:])} a row, not (C, H, W). Leave `layers` out."
+            )
+        with torch.autocast(h.device.type, enabled=False):
+            wide = h.to(torch.promote_types(h.dtype, torch.float32))
+            linear, shift = self._affine(wide)
+            bend = displacements(wide, self.config.alpha, self.config.sigma) if self.config.alpha else None
+            return warp(wide, linear, shift, bend, self.config.border).to(h.dtype)
+
+    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A (B, 2, 2) and t (B, 2)."""
+        angle, shear, *rest = x.new_empty(6, len(x)).uniform_(-1, 1).unbind()
+        config = self.config
+        scale = torch.stack(rest[:2], dim=1) * config.log_scale
+        linear = affine(angle * math.radians(config.rotation), shear * math.radians(config.shear), scale)
+        return linear, torch.stack(rest[2:], dim=1) * config.translation
+
+    @classmethod
+    def check(cls, config: ssl_ae.Config, recipe) -> list[str]:
+        shape = recipe.shapes.x
+        if len(shape) == 3:
+            return []
+        return [f"distortion needs images (C, H, W), but a sample has shape {shape}. Remove distortion."]
+
+
+def affine(angle: Tensor, shear: Tensor, log_scale: Tensor) -> Tensor:
+    """Rotation * shear * scale over (x to the right, y downwards), (B, 2, 2); angles in radians (B,), log_scale (B, 2).
+
+    A positive angle turns counter-clockwise as one looks at the image; a positive shear leans what is below to the right.
+    """
+    cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
+    rotation = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2)
+    lean = torch.stack([one, shear.tan(), zero, one], dim=1).view(-1, 2, 2)
+    return rotation @ lean @ torch.diag_embed(log_scale.exp())
+
+
+def displacements(x: Tensor, alpha: float, sigma: float) -> Tensor:
+    """Smooth random fields for images x (B, C, H, W): (B, 2, H, W) in pixels, x before y.
+
+    The noise goes on beyond the borders, so that a displacement there has the same distribution as in the middle.
+    """
+    rows, _, height, width = x.shape
+    down, across = (smoothing(x, size, sigma) for size in (height, width))  # (H, H + 2r), (W, W + 2r)
+    noise = x.new_empty(rows, 2, down.shape[1], across.shape[1]).uniform_(-1, 1)
+    return alpha * (down @ noise @ across.mT)
+
+
+def smoothing(like: Tensor, size: int, sigma: float) -> Tensor:
+    """(size, size + 2r): row i is the Gaussian kernel about i + r, r = REACH sigma, normalised to sum 1."""
+    reach = math.ceil(REACH * sigma)
+    places = torch.arange(size + 2 * reach, device=like.device, dtype=like.dtype)
+    apart = places - places[reach : size + reach, None]
+    kernel = torch.where(apart.abs() <= reach, (-0.5 * (apart / sigma).square()).exp(), 0.0)
+    return kernel / kernel.sum(1, keepdim=True)
+
+
+def warp(x: Tensor, linear: Tensor, shift: Tensor, bend: Tensor | None = None, border: str = "zeros") -> Tensor:
+    """x (B, C, H, W) read bilinearly at linear^-1 (p - shift) + bend(p) for every pixel p, so that p goes to linear p + shift.
+
+    linear (B, 2, 2), shift (B, 2), bend (B, 2, H, W), all in pixels, x (to the right) before y (downwards), about the centre.
+    """
+    height, width = x.shape[2:]
+    # grid_sample's coordinates go from -1 to 1 over each side; filled on the device, where copying a list would wait for it
+    half = torch.stack([x.new_full((), width / 2), x.new_full((), height / 2)])
+    (a, b), (c, d) = (row.unbind(1) for row in linear.unbind(1))
+    inverse = torch.stack([d, -b, -c, a], dim=1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
+    back = -(inverse @ shift[:, :, None]) / half[:, None]
+    theta = torch.cat([inverse * half / half[:, None], back], dim=2)  # (B, 2, 3)
+    grid = nn.functional.affine_grid(theta, list(x.shape), align_corners=False)  # (B, H, W, 2)
+    if bend is not None:
+        grid = grid + bend.permute(0, 2, 3, 1) / half
+    return nn.functional.grid_sample(x, grid, mode="bilinear", padding_mode=border, align_corners=False)

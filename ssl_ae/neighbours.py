@@ -1,0 +1,95 @@
+"""Nearest neighbours among codes, exact: by Hamming distance of symbols and by Euclidean distance. Only this room knows faiss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssl_ae.errors import RecipeError
+
+MOST_DISTANCES = 2**22  # held at once: 32 MiB of float64
+SLACK = 1e-9  # of the squared sizes: more than float64 loses where distances are made of products, K up to 10^6
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest rows to each of Q queries, nearest first, equally near ones in the order of their rows."""
+
+    rows: np.ndarray  # (Q, n) int64
+    distances: np.ndarray  # (Q, n): whole numbers of symbols, or float64
+
+
+def nearest(
+    codes: np.ndarray, queries: np.ndarray, count: int, symbol: int | None = None, without: np.ndarray | None = None
+) -> Neighbours:
+    """The `count` nearest of `codes` (N, K) to each of `queries` (Q, K), or as many as there are.
+
+    symbol: how many numbers make one symbol of a discrete code, None for real codes (`Encoder.symbol`).
+    Real codes: |z - z'|. Bits (1): how many differ, where a number above 1/2 counts as 1. Symbols of L numbers: how many have
+    another likeliest value. `without` (Q,) are the rows that the queries themselves are, and no neighbours of theirs.
+    Raises RecipeError where discrete codes meet a Python without faiss.
+    """
+    more = 0 if without is None else 1
+    wanted = min(count + more, len(codes))
+    if symbol is None:
+        found = _euclidean(codes, queries, wanted)
+    else:
+        found = _hamming(bits_of(codes, symbol), bits_of(queries, symbol), wanted)
+        if symbol > 1:  # another value is one bit less and one more
+            found = Neighbours(found.rows, found.distances // 2)
+    if without is None:
+        return found
+    # the query itself goes to the end of its line; where it is not in it, the farthest of the line is one too many
+    order = np.argsort(found.rows == without[:, None], axis=1, kind="stable")[:, : min(count, len(codes) - 1)]
+    return Neighbours(*(np.take_along_axis(each, order, 1) for each in (found.rows, found.distances)))
+
+
+def bits_of(codes: np.ndarray, symbol: int) -> np.ndarray:
+    """(N, K) bool: numbers above 1/2, or the first largest of each `symbol` numbers."""
+    if symbol == 1:
+        return codes > 0.5
+    groups = codes.reshape(len(codes), -1, symbol)
+    return (groups.argmax(2)[:, :, None] == np.arange(symbol)).reshape(codes.shape)
+
+
+def _hamming(codes: np.ndarray, queries: np.ndarray, count: int) -> Neighbours:
+    """Of bits (N, K). faiss keeps the first of equally near rows, in order; tests hold it to that."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise RecipeError(
+            "discrete codes are searched by faiss, which is not installed. Install it: pip install 'ssl-ae[faiss]'."
+        ) from error
+    packed = np.packbits(codes, axis=1)
+    index = faiss.IndexBinaryFlat(8 * packed.shape[1])
+    index.add(packed)
+    distances, rows = index.search(np.packbits(queries, axis=1), count)
+    return Neighbours(rows, distances.astype(np.int64))
+
+
+def _euclidean(codes: np.ndarray, queries: np.ndarray, count: int) -> Neighbours:
+    """By |q|^2 - 2 q z + |z|^2 for all, then by the differences themselves for those that may be among the nearest."""
+    codes, queries = codes.astype(np.float64), queries.astype(np.float64)
+    center = codes.mean(0)  # far from 0, products would lose more than they need to
+    centered, targets = codes - center, queries - center
+    sizes = np.square(centered).sum(1)
+    rows = np.empty((len(queries), count), dtype=np.int64)
+    distances = np.empty((len(queries), count))
+    step = max(1, MOST_DISTANCES // len(codes))
+    for start in range(0, len(queries), step):
+        some = targets[start : start + step]
+        own = np.square(some).sum(1)[:, None]
+        squares = own - 2 * some @ centered.T + sizes
+        limit = np.partition(squares, count - 1, axis=1)[:, count - 1 : count] + SLACK * (own + sizes.max())
+        for i, near in enumerate(squares <= limit, start=start):
+            candidates = np.flatnonzero(near)
+            exact = np.sqrt(np.square(codes[candidates] - queries[i]).sum(1))
+            best = np.argsort(exact, kind="stable")[:count]
+            rows[i], distances[i] = candidates[best], exact[best]
+    return Neighbours(rows, distances)
+
+
+def agreement(labels: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
+    """(Q,) the fraction of each query's neighbours (Q, n) that have its label (Q,): precision at n."""
+    return (neighbours == labels[:, None]).mean(1)
