@@ -234,10 +234,6 @@ def test_the_plane_of_a_deterministic_encoder_spans_its_codes(trained, here):
     np.testing.assert_allclose(x, by_hand(run, z), atol=1e-3)
 
 
-def test_the_plane_has_twenty_a_side(trained, here):
-    assert len(sampled(trained("flat"), "--grid")[0]) == 400
-
-
 # --- one dimension
 
 
@@ -285,11 +281,6 @@ def test_codes_of_a_file(finetuned, here, kind):
     x, answer = sampled(finetuned, "--codes", f"z.{kind}")
     np.testing.assert_allclose(x, by_hand(finetuned, z), atol=1e-3)
     assert answer.json["source"] == "codes"
-
-
-def test_stored_latents_are_such_a_file(finetuned):
-    x, _ = sampled(finetuned, "--codes", finetuned / "latents" / "val" / "part-00000.parquet")
-    np.testing.assert_allclose(x, by_hand(finetuned, latents.read(finetuned / "latents" / "val").z), atol=1e-3)
 
 
 # --- other kinds of data
