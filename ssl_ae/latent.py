@@ -162,12 +162,13 @@ class Latent(nn.Module):
         if self.posterior == "point":
             return Point(out)
         k = self.latent
-        mean, scale = out[:, :k], nn.functional.softplus(out[:, k : 2 * k]) + SMALLEST_SCALE
+        mean, scale, *rest = out.split([k, k, out.shape[1] - 2 * k] if self.posterior == "full" else k, dim=1)
+        scale = nn.functional.softplus(scale) + SMALLEST_SCALE
         if self.posterior == "diag":
             return Independent(Normal(mean, scale, validate_args=False), 1, validate_args=False)
         i, j = torch.tril_indices(k, k, offset=-1, device=out.device)
         scale_tril = torch.diag_embed(scale)  # (B, K, K)
-        scale_tril[:, i, j] = out[:, 2 * k :]
+        scale_tril[:, i, j] = rest[0]
         return MultivariateNormal(mean, scale_tril=scale_tril, validate_args=False)
 
 

@@ -49,11 +49,11 @@ class Model(nn.Module):
 
         `step`, () int64, is the number of steps made before this one; None outside training.
         """
-        x = batch.x.detach().requires_grad_() if Need.INPUT_GRAD in needs else batch.x
+        watched = replace(batch, x=batch.x.detach().requires_grad_()) if Need.INPUT_GRAD in needs else batch
         perturbers, quiet = self._perturbers(), self._perturbers(always=True)
         undisturbed = perturbers == quiet and (step is None or not self.encoder.noisy)
         learn = undisturbed or Need.CLEAN not in needs
-        trace = self._walk(replace(batch, x=x), perturbers, needs, means, learn, step)
+        trace = self._walk(watched, perturbers, needs, means, learn, step)
         further: dict[str, object] = {}
         if Need.CLEAN in needs and not undisturbed:
             clean = Pass(self.decoder, quiet, labeled=batch.labeled)
@@ -132,10 +132,11 @@ class Model(nn.Module):
         run = Pass(self.decoder, perturbers, labeled=batch.labeled, learn=learn, step=step)
         q = self.encoder(run.tap(batch.x, "input"), run)
         encoded = dict(run.taps)
-        draws = q.rsample(torch.Size([self.samples]))  # (S, B, K)
-        draws = torch.stack([run.tap(draws[0], CODE), *draws[1:]]) if self.samples > 1 else run.tap(draws[0], CODE)[None]
+        first, *others = q.rsample(torch.Size([self.samples])) if self.samples > 1 else [q.rsample()]
+        first = run.tap(first, CODE)
+        draws = torch.stack([first, *others])  # (S, B, K)
         run.learn = True  # the decoder meets these rows in no other pass
-        p_x, rebuilt = self.decoder(draws[0], run) if Need.RECONSTRUCTION in needs else (None, {})
+        p_x, rebuilt = self.decoder(first, run) if Need.RECONSTRUCTION in needs else (None, {})
         p_y = self.head(q.mean) if Need.PREDICTION in needs else None
 
         def decode(z: Tensor, condition: Tensor | None = None) -> Distribution:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ class Term:
                 f"term {self.name!r} returned shape {tuple(value.shape)}; averaged over {self.over}, it must give one value, ()."
             )
         value = value.to(torch.promote_types(value.dtype, torch.float32))  # bf16 counts to 256 only
-        return value.sum() / rows[self.over].to(value.dtype)
+        return value.sum() / rows[self.over]
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,21 @@ class Objective:
     def __rmul__(self, factor: float) -> Objective:
         return Objective(tuple(replace(t, weight=replace(t.weight, value=factor * t.weight.value)) for t in self.terms))
 
-    @property
+    @cached_property
     def needs(self) -> frozenset[Need]:
         return frozenset().union(*(term.needs for term in self.terms))
 
-    @property
+    @cached_property
     def of_data(self) -> Objective:
         """The terms that need a forward pass."""
         return Objective(tuple(term for term in self.terms if term.over is not Over.MODEL))
 
-    @property
+    @cached_property
     def of_parameters(self) -> Objective:
         """The terms of parameters alone: added once a step, after the ranks have summed their gradients."""
         return Objective(tuple(term for term in self.terms if term.over is Over.MODEL))
 
-    @property
+    @cached_property
     def of_step_means(self) -> Objective:
         """The terms that take a mean over the whole step."""
         return Objective(tuple(term for term in self.terms if Need.STEP_MEAN in term.needs))
@@ -100,10 +101,8 @@ class Objective:
 
     def weigh(self, shares: Tensor, step: Tensor) -> Tensor:
         """() the weighted sum of shares (terms,)."""
-        total = shares.new_zeros(())
-        for term, share in zip(self.terms, shares.unbind(), strict=True):
-            total = total + term.weight.at(step) * share
-        return total
+        parts = [term.weight.at(step) * share for term, share in zip(self.terms, shares.unbind(), strict=True)]
+        return sum(parts[1:], parts[0]) if parts else shares.new_zeros(())
 
 
 def _renamed(term: Term, taken: set[str]) -> Term:

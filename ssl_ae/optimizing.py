@@ -61,6 +61,8 @@ class Watch:
 
     def see(self, found: Tensor, shares: Tensor, step: Tensor) -> None:
         """found () bool, shares (terms,) of this rank, step ()."""
+        if found.device.type == "cpu" and not (found or self.in_a_row):
+            return  # nothing to note, and the host waits for nobody when it asks itself
         self.skipped += found
         self.in_a_row = (self.in_a_row + 1) * found
         bad = ~torch.isfinite(shares)

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,8 +168,9 @@ class Trainer:
         means = StepMeans(rows, several) if Need.STEP_MEAN in objective.needs else None
         if means is not None and several:
             self._collect(run, batches, rows, means, seed)
-        run.optimizer.zero_grad(set_to_none=True)
-        shares = torch.zeros(len(objective.terms), device=self.device)
+        for parameter in run.parameters:
+            parameter.grad = None
+        parts = []
         for i, batch in enumerate(batches):
             seed_draws(seed + i, self.device)
             with distributed.without_sync(run.step, skip=i + 1 < len(batches)):
@@ -177,16 +178,16 @@ class Trainer:
                     part = run.step(batch, rows, means, self.step_on_device)
                 # ranks average their gradients, but shares are to be summed
                 (objective.weigh(part, self.step_on_device) * distributed.world()).backward()
-            shares = shares + part.detach()
-        shares = torch.cat([shares, self._parameter_terms(run)])
+            parts.append(part.detach())
+        shares = sum(parts[1:], parts[0])
+        if run.phase.objective.of_parameters.terms:
+            shares = torch.cat([shares, self._parameter_terms(run)])
         self._update(run, shares)
         self.step_on_device += 1
 
     def _parameter_terms(self, run: PhaseRun) -> Tensor:
         """Terms of parameters alone: the same on every rank, so added once, after the reduction."""
         objective = run.phase.objective.of_parameters
-        if not objective.terms:
-            return torch.zeros(0, device=self.device)
         shares = objective.shares(Trace(model=run.model), {Over.MODEL: torch.ones((), device=self.device)})
         objective.weigh(shares, self.step_on_device).backward()
         return shares.detach() / distributed.world()  # readings sum over ranks
@@ -260,10 +261,11 @@ class Trainer:
         if self._entered is not run and len(self.runs) > 1:
             self._select(run.phase, run.model)
         self._entered = run
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+    def _autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
 
     def _read(self) -> None:
         """The one place that waits for the device: sums over ranks, told to the listener, checked for non-finite steps."""

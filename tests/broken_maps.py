@@ -164,7 +164,7 @@ class Decoder(PlainDecoder):
     name = "broken"
 
 
-@breaks("samples", "forward returned Independent, not a pair")
+@breaks("samples", "forward returned IndependentNormal, not a pair")
 class NoPair(Decoder):
     def forward(self, z, run):
         return super().forward(z, run)[0]

@@ -59,9 +59,11 @@ class Scaling(torch.nn.Module):
             factor, shift = 1.0 / std, torch.tensor(x.mean) / std
         self.register_buffer("factor", factor, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
+        self.shifts = bool(shift.any())  # most images start at 0: a pass over every batch for nothing
 
     def forward(self, stored: Tensor) -> Tensor:
-        return stored.to(torch.float32) * self.factor - self.shift
+        scaled = stored.to(torch.float32) * self.factor
+        return scaled.sub_(self.shift) if self.shifts else scaled
 
     def inverse(self, x: Tensor) -> Tensor:
         """Model inputs back to the values that are stored, float32."""
@@ -142,10 +144,11 @@ class Feed:
     def _batch(self, rows: np.ndarray, uniform: np.ndarray) -> Batch:
         index = torch.from_numpy(rows).to(self.device, non_blocking=True)
         if self.resident:
-            stored, at = self.stored[index], index
+            stored, at = self.stored.index_select(0, index), index  # copies rows whole; `stored[index]` walks their elements
         else:
             stored, at = torch.from_numpy(self.split.read(rows)).to(self.device, non_blocking=True), torch.from_numpy(rows)
-        y, weight_y, labeled = (t[at].to(self.device, non_blocking=True) for t in (self.y, self.weight_y, self.labeled))
+        sides = (t.index_select(0, at) for t in (self.y, self.weight_y, self.labeled))
+        y, weight_y, labeled = (t.to(self.device, non_blocking=True) for t in sides)
         mask = torch.from_numpy(uniform).to(self.device, non_blocking=True)
         return Batch(x=self.scaling(stored), y=y, labeled=labeled, row=index, uniform=mask, weight_y=weight_y)
 

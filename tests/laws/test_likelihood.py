@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.distributions import Independent
 
+from ssl_ae import likelihood
 from ssl_ae.likelihood import SMALLEST_STD, Likelihood
 
 B, IMAGE, VECTOR = 11, (2, 3, 5), (7,)
@@ -130,6 +132,30 @@ def test_samples_of_levels_have_their_mean():
     drawn = p.sample(torch.Size([draws])).double()
     bound = 4 * 0.5 / draws**0.5  # a value of [0, 1] has a standard deviation of at most 1/2
     assert (drawn.mean(0) - p.mean).abs().max() < bound
+
+
+@SHAPES
+@pytest.mark.parametrize("family", ["unit", "scalar", "feature", "decoder", "bernoulli"])
+@pytest.mark.parametrize("block", [1, 71, 10**6], ids=["a row each", "uneven", "one block"])
+def test_blocks_of_rows_change_nothing(shape, family, block, monkeypatch):
+    """Value, gradient and its derivative are those of torch's own sum over all numbers at once."""
+    monkeypatch.setattr(likelihood, "BLOCK", block)
+    name, variance = ("bernoulli", "unit") if family == "bernoulli" else ("gaussian", family)
+    output = Likelihood(name, shape, variance).double()
+    raw, x = raws(output.parameters_per_value, shape).requires_grad_(), torch.sigmoid(samples(shape))
+    results = []
+    for log_prob in (lambda p: p.log_prob(x), lambda p: Independent.log_prob(p, x)):
+        value = log_prob(output(raw))
+        (slope,) = torch.autograd.grad(value.sum(), raw, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.square().sum(), raw)
+        results.append((value, slope, bend))
+    for ours, torchs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-12, atol=1e-12)
+
+
+def test_samples_with_further_dimensions_are_torchs():
+    p, x = Likelihood("gaussian", IMAGE)(raws(1, IMAGE)), torch.stack([samples(IMAGE, seed) for seed in (1, 2, 3)])
+    torch.testing.assert_close(p.log_prob(x), torch.stack([p.log_prob(each) for each in x]), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("name", ["gaussian", "bernoulli", "categorical"])
