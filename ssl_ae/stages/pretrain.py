@@ -72,15 +72,21 @@ def draw_figures(ws: Workspace, model: Model, progress: Progress, stage: StageFo
     if progress.history:
         drawn.append(figures.learning_curves(folder / "learning_curves.png", curves(progress)))
     split = ws.data.split("val" if ws.data.split("val").rows else "train")
-    stored = split.read(np.arange(min(TRACED, split.rows)))
+    stored = split.read(spread(TRACED, split.rows))
     x = ws.scaling(torch.from_numpy(stored).to(ws.device))
     with frozen(model), torch.no_grad():
         seed_draws(seed_of(ws.recipe.seed, PICTURES), ws.device)
-        drawn.append(draw_reconstructions(ws, model, stored[:SHOWN], x[:SHOWN], folder))
+        shown = spread(SHOWN, len(stored))
+        drawn.append(draw_reconstructions(ws, model, stored[shown], x[shown], folder))
         trace = model(Batch(x=x), frozenset({Need.RECONSTRUCTION, Need.CLEAN}))
         drawn += draw_components(ws, model, trace, folder)
     for path in drawn:
         tracker.artifact(path, "figures")
+
+
+def spread(count: int, rows: int) -> np.ndarray:
+    """So many row numbers at most, evenly spaced: neighbours in a split are often alike."""
+    return np.linspace(0, rows - 1, min(count, rows)).round().astype(np.int64)
 
 
 def draw_reconstructions(ws: Workspace, model: Model, stored: np.ndarray, x: Tensor, folder: Path) -> Path:

@@ -157,8 +157,8 @@ def test_reconstruction_by_depth_on_digits(record_property, capsys):
     x = load_digits().data / 16
     errors = {}
     for depth in (0, 1, 2, 3, 4):
-        encoder = {"name": "mlp", "activation": "relu", **({"widths": "auto", "depth": depth} if depth else {"widths": []})}
-        training = {"epochs": 60, "batch_size": 64, "optimizer": {"name": "adam", "lr": 3e-3}, "schedule": {"name": "cosine"}}
+        encoder = {"name": "mlp", "activation": "elu", **({"widths": "auto", "depth": depth} if depth else {"widths": []})}
+        training = {"epochs": 60, "batch_size": 64, "optimizer": {"name": "adam", "lr": 5e-3}, "schedule": {"name": "cosine"}}
         found = resolved((64,), model={"latent_dim": 8, "encoder": encoder}, pretrain=training)
         model, started = fresh(found, dtype=torch.float32), time.perf_counter()
         trainer_of(found, "pretrain", feed_of(x[:1397], dtype=torch.float32), model).run()
