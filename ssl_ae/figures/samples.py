@@ -102,7 +102,7 @@ def draw_profiles(
     """
     if kind == "vector":
         layers = {name: x[:, None, :] for name, x in layers.items()}
-        layers, note = (layers, "") if signed else _comparable(layers)
+        layers, note = (layers, "") if signed else comparable(layers)
         detail = joined(detail, note)
     first = next(iter(layers.values()))
     count, channels, length = first.shape
@@ -154,7 +154,7 @@ def _draw_line(axes: Axes, values: np.ndarray, role: str) -> Artist:
     return axes.plot(places, values, line, color=color, linewidth=width)[0]
 
 
-def _comparable(layers: Layers) -> tuple[Layers, str]:
+def comparable(layers: Layers) -> tuple[Layers, str]:
     """Vectors (n, 1, D), scaled feature by feature where one feature's range would flatten the others, and a note."""
     first = next(iter(layers.values()))
     low, span = first.min(axis=0), np.ptp(first, axis=0)

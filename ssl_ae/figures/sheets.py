@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection, PatchCollection
 from matplotlib.patches import Rectangle
 
 from ssl_ae.figures.page import BLUE, FAINT, INK, PAPER, WIDE, Kind, joined, page
-from ssl_ae.figures.samples import MAX_BARS, MAX_CHANNELS, _comparable
+from ssl_ae.figures.samples import MAX_BARS, MAX_CHANNELS, comparable
 
 MAX_CELLS = 100  # samples of a sheet that has no rows and columns of its own
 MAX_TICKS = 12  # numbers along a side of the plane
@@ -196,7 +196,7 @@ def _heights(cells: np.ndarray, kind: Kind) -> tuple[np.ndarray, float, str]:
     if kind == "vector":
         flat = cells.reshape(-1, 1, cells.shape[-1])
         there = ~np.isnan(flat).all((1, 2))
-        layers, scaled = _comparable({"decoded": flat[there]})
+        layers, scaled = comparable({"decoded": flat[there]})
         flat = np.full(flat.shape, np.nan)
         flat[there] = layers["decoded"]
         cells = flat.reshape(*cells.shape[:2], 1, -1)

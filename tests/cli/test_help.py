@@ -11,7 +11,8 @@ import ssl_ae
 
 COMMANDS = [
     ["data", "pack"], ["data", "inspect"], ["data", "list"], ["pretrain"], ["extract"], ["finetune"], ["evaluate"],
-    ["predict"], ["reconstruct"], ["sample"], ["run"], ["search"], ["recipe", "show"], ["recipe", "schema"], ["track", "sync"], ["ui"],
+    ["predict"], ["reconstruct"], ["sample"], ["run"], ["search"], ["recipe", "show"], ["recipe", "schema"],
+    ["track", "sync"], ["ui"],
 ]  # fmt: skip
 
 
