@@ -16,11 +16,10 @@ from ssl_ae.errors import NonFiniteError
 
 def build_optimizer(options: recipes.Optimizer, parameters: Sequence[nn.Parameter]) -> Optimizer:
     """torch's fused kernels: one launch, and an update that is skipped on the device. Biases and norms do not decay."""
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    by_decay: dict[float, list[nn.Parameter]] = {}  # a launch each
+    for parameter in parameters:
+        by_decay.setdefault(options.weight_decay if parameter.dim() > 1 else 0.0, []).append(parameter)
+    groups = [{"params": members, "weight_decay": decay} for decay, members in by_decay.items()]
     kinds = {
         "adamw": lambda: AdamW(groups, lr=options.lr, betas=options.betas, fused=True),
         "adam": lambda: Adam(groups, lr=options.lr, betas=options.betas, fused=True),

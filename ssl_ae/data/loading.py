@@ -137,6 +137,8 @@ class Feed:
     def _rows(self, draw: Draw, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers and whether each was drawn uniformly: rank r takes every world-th of the global batch."""
         uniform = self.uniform_order.take(k * draw.uniform, draw.uniform)[self.rank :: self.world]
+        if not draw.labeled:
+            return uniform, np.ones(len(uniform), dtype=bool)
         # the offset keeps ranks even when both draws leave a remainder
         labeled = self.labeled_order.take(k * draw.labeled, draw.labeled)[self.world - 1 - self.rank :: self.world]
         return np.concatenate([uniform, labeled]), np.arange(len(uniform) + len(labeled)) < len(uniform)

@@ -203,11 +203,26 @@ def open_workspace(
     """
     reporter, registry = reporter or Reporter(), registry or Registry.discover()
     live_store()  # a store that cannot work is told now
-    with distributed.process_group(recipe.device) as device, contextlib.ExitStack() as stack:
+    with no_denormals(), distributed.process_group(recipe.device) as device, contextlib.ExitStack() as stack:
         reporter.silent = reporter.silent or not distributed.is_main()
         data, resolved = open_data(recipe, registry, source, reporter)
         stack.enter_context(only_writer(run))
         yield Workspace(resolved, data, run, device, reporter)
+
+
+@contextlib.contextmanager
+def no_denormals() -> Iterator[None]:
+    """Numbers below 1e-38 count as 0 on the processor inside the block, also in the threads that torch starts in it.
+
+    The averages of an optimizer shrink towards them wherever a gradient stays 0 (a dead unit, a pixel of the border), and
+    processors compute with them by the slow way: after 1,000 steps on MNIST every step took a fifth longer.
+    """
+    before = torch.ones(()).mul_(1e-39) == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(bool(before))
 
 
 @contextlib.contextmanager
