@@ -94,3 +94,19 @@ def pretrained(finetuned) -> Path:
     for name in ("finetune", "baselines", "latents"):
         shutil.rmtree(finetuned / name)
     return finetuned
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list:
+    """The matplotlib figures saved during the test: what they say can be read off their objects, not off the pixels."""
+    from matplotlib.figure import Figure  # takes a while to import, and few tests draw
+
+    saved: list[Figure] = []
+    save = Figure.savefig
+
+    def savefig(figure: Figure, *arguments: object, **options: object) -> None:
+        saved.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved

@@ -15,20 +15,6 @@ from ssl_ae import figures
 from ssl_ae.figures import page
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures saved during the test: what they say can be read off their objects, not off the pixels."""
-    saved: list[Figure] = []
-    save = Figure.savefig
-
-    def savefig(figure: Figure, *arguments: object, **options: object) -> None:
-        saved.append(figure)
-        save(figure, *arguments, **options)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return saved
-
-
 def numbers(*shape: int) -> np.ndarray:
     return np.random.default_rng(7).normal(size=shape)
 

@@ -14,20 +14,6 @@ from ssl_ae.pictures import Histogram, Lines, Tiles
 WHITE, GREY = [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5]
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures saved during the test: what they say can be read off their objects, not off the pixels."""
-    saved: list[Figure] = []
-    save = Figure.savefig
-
-    def savefig(figure: Figure, *arguments: object, **options: object) -> None:
-        saved.append(figure)
-        save(figure, *arguments, **options)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return saved
-
-
 def numbers(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(7))
 

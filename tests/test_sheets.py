@@ -16,20 +16,6 @@ from ssl_ae.figures import sheets
 SHAPES = {"image": (1, 7, 5), "vector": (13,), "signal": (2, 97)}
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures saved during the test."""
-    saved: list[Figure] = []
-    save = Figure.savefig
-
-    def savefig(figure: Figure, *arguments: object, **options: object) -> None:
-        saved.append(figure)
-        save(figure, *arguments, **options)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    return saved
-
-
 def numbers(*shape: int) -> np.ndarray:
     return np.random.default_rng(7).normal(size=shape)
 
