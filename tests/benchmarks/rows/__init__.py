@@ -1,0 +1,1 @@
+"""One benchmark a file: `rows()` gives what `tests.benchmarks.bench` measures."""
