@@ -160,7 +160,10 @@ class Recipe(Section):
     finetune: Finetune = Finetune()
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
-    compile: Literal["auto", True, False] = Field("auto", description="torch.compile; auto is off: it bought nothing on CPUs")
+    compile: Literal["auto", True, False] = Field(
+        "auto",
+        description="true: torch.compile; auto: on a GPU a step's launches are recorded once and replayed, on a CPU nothing",
+    )
     stages: tuple[either(StageName, Stage, "the name of a stage, or {stage: NAME, set: {KEY: VALUE}}"), ...] = Field(
         ("pretrain", "extract", "finetune", "evaluate"),
         description="what `ssl-ae run` does; {stage: finetune, set: {finetune.mode: joint}} changes fields for one stage",
