@@ -22,6 +22,7 @@ from ssl_ae.errors import DataError, listing
 BLOCK_BYTES = 16 * 2**20  # large images get shorter blocks: a block is what a streaming reader holds at once
 SHARD_BYTES = 256 * 2**20
 BLOCK_X, BLOCK_KEYS = "x.npy", "key.json"
+GATHER_ROWS = 4096  # copied at once: bounds the copy that numpy makes on the way
 OPEN_MAPS = 256  # a map holds a file descriptor, of which a process has 1,024 as a rule
 
 
@@ -176,7 +177,7 @@ class _Blocks:
 
     def __init__(self, path: Path, samples: dict[str, dict[str, Member]], data: np.ndarray, x: X | None) -> None:
         self._path = path
-        self._names, self._offsets, rows = [], [], []
+        self._names, offsets, rows = [], [], []
         for stem, parts in samples.items():
             if set(parts) != {BLOCK_X, BLOCK_KEYS}:
                 raise DataError(f"{path}: block {stem} has {listing(parts, 'and')}: expected {BLOCK_X} and {BLOCK_KEYS}.")
@@ -185,12 +186,14 @@ class _Blocks:
             x = x or x_of(array.dtype, array.shape[1:], place)
             require(x, array.dtype, array.shape[1:], place)
             self._names.append(parts[BLOCK_KEYS])
-            self._offsets.append(parts[BLOCK_X].offset + parts[BLOCK_X].size - array.nbytes)
+            offsets.append(parts[BLOCK_X].offset + parts[BLOCK_X].size - array.nbytes)
             rows.append(len(array))
         self.x = x
         self._ends = np.cumsum(rows)
         self.rows = int(self._ends[-1])
         self.block_starts = self._ends - rows
+        self._row_bytes = x.size * np.dtype(x.dtype).itemsize
+        self._origins = np.array(offsets) - self.block_starts * self._row_bytes  # where row 0 would lie, were it of that block
 
     def keys(self, data: np.ndarray) -> list[str]:
         found = []
@@ -208,10 +211,15 @@ class _Blocks:
         return [None] * self.rows  # labels of blocks are a side table
 
     def read(self, data: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-        for block, at, inside in by_part(self.block_starts, self.rows, rows):
-            count = int(self._ends[block] - self.block_starts[block])
-            view = np.ndarray((count, *self.x.shape), self.x.dtype, buffer=data, offset=self._offsets[block])
-            out[as_slice(at)] = view[as_slice(inside)]
+        size = self._row_bytes
+        within(rows, self.rows)
+        # every stretch of so many bytes in the shard, of which numpy copies those that are rows: one call for all blocks
+        stretches = np.ndarray((len(data) - size + 1, size), np.uint8, buffer=data, strides=(1, 1))
+        flat = np.ndarray((len(rows), size), np.uint8, buffer=out)
+        for start in range(0, len(rows), GATHER_ROWS):
+            part = rows[start : start + GATHER_ROWS]
+            block = np.searchsorted(self.block_starts, part, side="right") - 1
+            flat[start : start + GATHER_ROWS] = stretches[self._origins[block] + part * size]
 
 
 def by_part(starts: np.ndarray, total: int, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -221,14 +229,19 @@ def by_part(starts: np.ndarray, total: int, rows: np.ndarray) -> Iterator[tuple[
     """
     if not len(rows):
         return
-    if rows.min() < 0 or rows.max() >= total:
-        raise IndexError(f"rows {rows.min()} to {rows.max()} of {total}")
+    within(rows, total)
     part = np.searchsorted(starts, rows, side="right") - 1  # empty parts share a start: the last one owns the row
     order = np.argsort(part, kind="stable")
     edges = np.flatnonzero(np.diff(part[order])) + 1
     for at in np.split(order, edges):
         owner = int(part[at[0]])
         yield owner, at, rows[at] - starts[owner]
+
+
+def within(rows: np.ndarray, total: int) -> None:
+    """Raise IndexError for a row outside [0, total)."""
+    if len(rows) and (rows.min() < 0 or rows.max() >= total):
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of {total}")
 
 
 def as_slice(index: np.ndarray) -> np.ndarray | slice:
