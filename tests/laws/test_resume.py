@@ -25,7 +25,7 @@ NOISES = [
 class OnDisk:
     """A split of four blocks, for streaming."""
 
-    rows = len(X)
+    rows, row_bytes = len(X), X[0].nbytes
     block_starts = np.array([0, 7, 13, 20])
 
     def read(self, rows):
