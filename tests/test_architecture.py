@@ -28,7 +28,7 @@ FLOORS = [
     {"objective", "scaffold", "neighbours"},
     {"model"},
     {"plan", "validation", "optimizing", "bounds"},
-    {"training"},
+    {"training", "solving"},
     {"stages"},
     {"testing"},
     {"cli"},

@@ -63,7 +63,17 @@ class Softmax(ssl_ae.Head):
 
     def forward(self, features: Tensor) -> Distribution:
         """(B, K) -> Categorical over classes, (B,)."""
-        return Categorical(logits=at_least_float32(self.linear(features)), validate_args=False)
+        return self.output(self.linear(features))
+
+    def output(self, raw: Tensor) -> Distribution:
+        return Categorical(logits=at_least_float32(raw), validate_args=False)
+
+    @classmethod
+    def convex(cls, config: Config) -> bool:
+        return config.weights
+
+    def affine(self) -> nn.Linear:
+        return self.linear
 
     @classmethod
     def check(cls, config: Config, recipe) -> list[str]:
@@ -133,7 +143,17 @@ class Gaussian(ssl_ae.Head):
 
     def forward(self, features: Tensor) -> Distribution:
         """(B, K) -> Normal over targets, event shape (T,)."""
-        return self.units(self.linear(features))
+        return self.output(self.linear(features))
+
+    def output(self, raw: Tensor) -> Distribution:
+        return self.units(raw)
+
+    @classmethod
+    def convex(cls, config: Config) -> bool:
+        return config.variance == "unit"  # a learned s^2 is one more parameter, in which l_Y is not convex
+
+    def affine(self) -> nn.Linear:
+        return self.linear
 
 
 class BernoulliHead(ssl_ae.Head):
@@ -148,4 +168,14 @@ class BernoulliHead(ssl_ae.Head):
 
     def forward(self, features: Tensor) -> Distribution:
         """(B, K) -> Bernoulli over targets, event shape (T,)."""
-        return Independent(Bernoulli(logits=at_least_float32(self.linear(features)), validate_args=False), 1, validate_args=False)
+        return self.output(self.linear(features))
+
+    def output(self, raw: Tensor) -> Distribution:
+        return Independent(Bernoulli(logits=at_least_float32(raw), validate_args=False), 1, validate_args=False)
+
+    @classmethod
+    def convex(cls, config: ssl_ae.Config) -> bool:
+        return True
+
+    def affine(self) -> nn.Linear:
+        return self.linear
