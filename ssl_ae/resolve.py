@@ -147,7 +147,7 @@ def _complaints(resolved: Resolved) -> Iterator[str]:
             f"[{low:g}, {high:g}]. Set data.scale: range, or the gaussian likelihood."
         )
     yield from _complaints_of_slices(resolved)
-    yield from _complaints_of_solver(resolved)
+    yield from {"steps": lambda _: (), "lbfgs": _complaints_of_minimum}[resolved.recipe.finetune.solver.name](resolved)
     for i, part in enumerate(resolved.regularizers):
         place = f"model.regularizers.{i} ({part.full_name})"
         if "penalty" not in part.cls.verbs and (part.weight, part.warmup_steps) != (1.0, 0):
@@ -174,10 +174,8 @@ def _complaints_of_slices(resolved: Resolved) -> Iterator[str]:
         )
 
 
-def _complaints_of_solver(resolved: Resolved) -> Iterator[str]:
+def _complaints_of_minimum(resolved: Resolved) -> Iterator[str]:
     training, head = resolved.recipe.finetune, resolved.head
-    if training.solver.name == "steps":
-        return
     place = f"finetune.solver.name = {training.solver.name}"
     if training.mode != "sequential":
         yield (
