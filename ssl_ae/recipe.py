@@ -138,11 +138,11 @@ class Solver(Section):
 
     name: Literal["steps", "lbfgs"] = Field(
         "steps",
-        description="steps: by `optimizer`, for `epochs`; lbfgs: to the minimum of mean l_Y + optimizer.weight_decay/2 |W|^2 over "
-        "all labels at once, for a head that is linear in the code; only the labels-only baseline is then trained by steps",
+        description="steps: by `optimizer`, for `epochs`; lbfgs: to the minimum of mean l_Y + optimizer.weight_decay/2 |W|^2 "
+        "over all labels at once, for a head that is linear in the code; only the labels-only baseline is then trained by steps",
     )
     tolerance: float = Field(
-        1e-4, ge=1e-9, description="of lbfgs: largest entry of the gradient, in nats a row of whitened latents, at which it stops"
+        1e-4, ge=1e-8, description="of lbfgs: largest entry of the gradient, in nats a row of whitened latents, at which it stops"
     )
     max_passes: Positive = Field(1000, description="of lbfgs: passes over the labels at most")
 
