@@ -211,7 +211,7 @@ class Head(Component):
     def convex(cls, config: Config) -> bool:
         """Whether these options give `output(W z + b)` with no parameters but W and b, and -log p(y|z) convex in them.
 
-        Such a head can be brought to the minimum of l_Y at once (finetune.solver). It defines `affine` and `output`.
+        Such a head can be brought to the minimum of l_Y at once (finetune.solver). It defines `affine`, `output` and `gradient`.
         """
         return False
 
@@ -222,6 +222,13 @@ class Head(Component):
     def output(self, raw: Tensor) -> Distribution:
         """raw (B, outputs), W z + b of a convex head -> p(y|z), each row by itself."""
         raise NotImplementedError(f"{type(self).__qualname__} declares convex without output")
+
+    def gradient(self, p_y: Distribution, batch: Batch) -> Tensor:
+        """d l_Y / d raw of each row at p_y = output(raw), (B, outputs): what autograd finds, in a third of its time.
+
+        With `batch.weight_y`, 0 for unknown targets; `batch.soft` replaces y where given. All rows of the batch have labels.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} declares convex without gradient")
 
 
 class TableHead(Component):

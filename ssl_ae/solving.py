@@ -58,6 +58,7 @@ class WholeObjective:
     def size(self) -> int:
         return self.outputs * (len(self.mean) + 1)
 
+    @torch.no_grad()
     def __call__(self, flat: np.ndarray) -> tuple[float, float, np.ndarray]:
         """Mean l_Y, f, and f's gradient."""
         weight, bias = self._unpacked(flat)
@@ -65,10 +66,9 @@ class WholeObjective:
         by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         for part in self.parts:
             # (outputs, n): the classes of a row far apart, so that a softmax runs along the rows
-            raw = torch.addmm(bias, weight, part.x.T).requires_grad_()
-            each = supervised(Trace(model=self.head, batch=part, p_y=self.head.output(raw.T)))
-            (by_raw,) = torch.autograd.grad(each.sum(), raw)
-            total += each.detach().sum(dtype=self.exact)
+            p_y = self.head.output(torch.addmm(bias, weight, part.x.T).T)
+            total += supervised(Trace(model=self.head, batch=part, p_y=p_y)).sum(dtype=self.exact)
+            by_raw = self.head.gradient(p_y, part).T
             by_weight += by_raw @ part.x
             by_bias += by_raw.sum(1, keepdim=True)
         by_weight = by_weight / self.rows + self.weight_decay * weight

@@ -45,6 +45,11 @@ def at_least_float32(raw: Tensor) -> Tensor:
     return raw.to(torch.promote_types(raw.dtype, torch.float32))
 
 
+def residual_of_known(p_y: Distribution, batch: ssl_ae.Batch) -> Tensor:
+    """(E[y|z] - y) times the row's weight, (B, T), 0 where a target is unknown."""
+    return (p_y.mean - batch.y).where(~batch.y.isnan(), 0.0) * batch.weight_y[:, None]
+
+
 def output_of(shapes: ssl_ae.Shapes) -> TargetUnits | None:
     return TargetUnits(shapes.targets) if shapes.targets else None
 
@@ -74,6 +79,15 @@ class Softmax(ssl_ae.Head):
 
     def affine(self) -> nn.Linear:
         return self.linear
+
+    def gradient(self, p_y: Distribution, batch: ssl_ae.Batch) -> Tensor:
+        """p - y: the link is canonical (McCullagh & Nelder 1989, sec. 2.5)."""
+        p = p_y.logits.exp()  # torch stores normalised logits
+        if batch.soft is not None:
+            residual = p * batch.soft.sum(1, keepdim=True) - batch.soft
+        else:
+            residual = p.scatter_add_(1, batch.y[:, None], p.new_full((len(p), 1), -1.0))
+        return residual * batch.weight_y[:, None]
 
     @classmethod
     def check(cls, config: Config, recipe) -> list[str]:
@@ -155,6 +169,10 @@ class Gaussian(ssl_ae.Head):
     def affine(self) -> nn.Linear:
         return self.linear
 
+    def gradient(self, p_y: Distribution, batch: ssl_ae.Batch) -> Tensor:
+        """W z + b - y', in standard deviations of the labels."""
+        return residual_of_known(p_y, batch) / self.units.std
+
 
 class BernoulliHead(ssl_ae.Head):
     """p(y_t = 1|z) = sigmoid(W z + b)_t: independent yes-or-no targets, multi-label (Cox 1958)."""
@@ -179,3 +197,7 @@ class BernoulliHead(ssl_ae.Head):
 
     def affine(self) -> nn.Linear:
         return self.linear
+
+    def gradient(self, p_y: Distribution, batch: ssl_ae.Batch) -> Tensor:
+        """p - y: the link is canonical."""
+        return residual_of_known(p_y, batch)

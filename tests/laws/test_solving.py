@@ -292,3 +292,21 @@ def test_latents_that_are_not_finite():
     z[3, 2] = torch.inf
     with pytest.raises(NonFiniteError, match="stored latents hold values that are not finite"):
         solve(head(Softmax), Batch(x=z, y=labels(latents())), Solver())
+
+
+# --- the closed forms of heads
+
+
+@CLASSES
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_gradient_of_a_head_is_autograds(cls, soft):
+    if soft and cls is not Softmax:
+        return  # soft labels are of classes
+    found, batch = problem(cls)
+    random = torch.Generator().manual_seed(5)
+    given = torch.rand(N, C, dtype=torch.float64, generator=random) if soft else None  # what they add up to does not matter
+    batch = Batch(x=batch.x, y=batch.y, soft=given, weight_y=torch.linspace(0, 2, N, dtype=torch.float64))
+    raw = (3 * torch.randn(N, found.linear.out_features, dtype=torch.float64, generator=random)).requires_grad_()
+    p_y = found.output(raw)
+    (expected,) = torch.autograd.grad(supervised(Trace(model=None, batch=batch, p_y=p_y)).sum(), raw)
+    torch.testing.assert_close(found.gradient(found.output(raw.detach()), batch), expected, rtol=1e-10, atol=1e-12)

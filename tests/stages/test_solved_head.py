@@ -24,7 +24,7 @@ def stage_of(run, answer):
 
 def stored(run, split):
     table = pyarrow.dataset.dataset(run / "latents" / split).to_table()
-    return np.stack(table["latent"].to_numpy()), table["label"].to_numpy()
+    return np.stack(table["latent"].to_numpy()).astype(np.float64), table["label"].to_numpy()
 
 
 def test_the_head_is_scikit_learns(recipe, finetuned):
