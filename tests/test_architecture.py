@@ -29,7 +29,7 @@ FLOORS = [
     {"model"},
     {"plan", "validation", "optimizing", "bounds"},
     {"stepping"},
-    {"training"},
+    {"training", "solving"},
     {"stages"},
     {"testing"},
     {"cli"},
