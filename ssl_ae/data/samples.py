@@ -10,13 +10,15 @@ import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ssl_ae.data.card import X
 from ssl_ae.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ARRAYS = ("png", "jpg", "jpeg", "npy")
 GREY = ("1", "L", "I", "I;16", "F")  # Pillow's modes of one channel
@@ -202,7 +204,9 @@ def _array(data: np.ndarray, place: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _image(data: np.ndarray, place: str) -> Iterator[Image.Image]:
+def _image(data: np.ndarray, place: str) -> Iterator[Image]:
+    from PIL import Image
+
     try:
         with Image.open(io.BytesIO(data.tobytes()), formats=("PNG", "JPEG")) as image:
             yield image
