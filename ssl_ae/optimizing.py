@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,11 +30,22 @@ def build_optimizer(options: recipes.Optimizer, parameters: Sequence[nn.Paramete
         by_decay.setdefault(options.weight_decay if parameter.dim() > 1 else 0.0, []).append(parameter)
     groups = [{"params": members, "weight_decay": decay} for decay, members in by_decay.items()]
     kinds = {
-        "adamw": lambda: AdamW(groups, lr=lr, betas=options.betas, fused=True, capturable=on_gpu),
-        "adam": lambda: Adam(groups, lr=lr, betas=options.betas, fused=True, capturable=on_gpu),
-        "sgd": lambda: _with_momentum(SGD(groups, lr=lr, momentum=options.momentum, fused=True)),
+        "adamw": lambda: uncompiled(AdamW)(groups, lr=lr, betas=options.betas, fused=True, capturable=on_gpu),
+        "adam": lambda: uncompiled(Adam)(groups, lr=lr, betas=options.betas, fused=True, capturable=on_gpu),
+        "sgd": lambda: _with_momentum(uncompiled(SGD)(groups, lr=lr, momentum=options.momentum, fused=True)),
     }
     return kinds[options.name]()
+
+
+@cache
+def uncompiled(kind: type[Optimizer]) -> type[Optimizer]:
+    """`kind` without the wrappers that torch puts around its methods for torch.compile, which never sees an optimizer here.
+
+    The first call of each imports the whole compiler, and that takes as long as importing torch.
+    """
+    guarded = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in guarded}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def _with_momentum(sgd: SGD) -> SGD:
