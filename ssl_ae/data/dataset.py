@@ -25,6 +25,7 @@ class Split:
         self.name = name
         self.rows = entry.rows
         self.x = card.x
+        self.row_bytes = card.x.size * np.dtype(card.x.dtype).itemsize
         self._folder, self._shards, self._part = folder, entry.shards, part
         counts = [shard.rows for shard in entry.shards]
         self._stored = sum(counts)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, Protocol
 
 import numpy as np
@@ -19,15 +20,18 @@ from ssl_ae.errors import DataError
 from ssl_ae.trace import UNLABELED, Batch, known
 
 RESIDENT_SHARE = 0.3  # of the free memory that decoded samples may take before `auto` streams
-PREFETCH = 4  # batches read ahead when streaming
+PREFETCH = 4  # reads ahead when streaming: of one batch each, or of several small ones, which cost as much apiece
+READ_BATCHES, READ_BYTES = 8, 2**20  # at most, of one read
 
 Residency = Literal["auto", "resident", "stream"]
+Request = tuple[np.ndarray, np.ndarray]  # (n,) rows of a batch, and (n,) whether each was drawn uniformly
 
 
 class Rows(Protocol):
     """What loading asks of a split."""
 
     rows: int
+    row_bytes: int  # of a sample as stored
     block_starts: np.ndarray
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -97,17 +101,18 @@ class Feed:
     ) -> None:
         self.split, self.device, self.rank, self.world = split, device, rank, world
         self.scaling = scaling
-        self.y = torch.full((split.rows,), UNLABELED) if y is None else torch.as_tensor(y)
-        self.weight_y = torch.ones(split.rows) if weight_y is None else torch.as_tensor(weight_y, dtype=torch.float32)
-        labeled = known(self.y)
-        self.labeled_rows = torch.nonzero(labeled)[:, 0].numpy()
+        # what is the same for every row is held once: streaming must not cost memory by the row
+        self.y = torch.tensor(UNLABELED).expand(split.rows) if y is None else torch.as_tensor(y)
+        self.weight_y = torch.ones(()).expand(split.rows) if weight_y is None else torch.as_tensor(weight_y, dtype=torch.float32)
+        labeled = torch.tensor(False).expand(split.rows) if y is None else known(self.y)
+        self.labeled_rows = np.empty(0, np.int64) if y is None else torch.nonzero(labeled)[:, 0].numpy()
         self.resident = _fits(split, device) if residency == "auto" else residency == "resident"
         self.stored = torch.from_numpy(split.read(np.arange(split.rows))).to(device) if self.resident else None
         if self.resident:
             self.y, self.weight_y, labeled = (t.to(device) for t in (self.y, self.weight_y, labeled))
         self.labeled = labeled
         # the same order for resident rows: free memory, which `auto` looks at, differs between ranks and from day to day
-        self.uniform_order = Order(np.arange(split.rows), seed, stream=0, block_starts=split.block_starts)
+        self.uniform_order = Order(split.rows, seed, stream=0, block_starts=split.block_starts)
         self.labeled_order = Order(self.labeled_rows, seed, stream=1)
 
     def batches(self, requests: Iterable[tuple[Draw, int]]) -> Iterator[Batch]:
@@ -118,12 +123,12 @@ class Feed:
         with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as reader:
             waiting: deque = deque()
             try:
-                for draw, k in requests:
-                    waiting.append(reader.submit(lambda rows: self._batch(*rows), self._rows(draw, k)))
+                for wanted in self._reads(self._rows(draw, k) for draw, k in requests):
+                    waiting.append(reader.submit(self._read, wanted))
                     if len(waiting) > PREFETCH:
-                        yield waiting.popleft().result()
+                        yield from waiting.popleft().result()
                 while waiting:
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().result()
             finally:
                 for future in waiting:
                     future.cancel()
@@ -144,15 +149,30 @@ class Feed:
         labeled = self.labeled_order.take(k * draw.labeled, draw.labeled)[self.world - 1 - self.rank :: self.world]
         return np.concatenate([uniform, labeled]), np.arange(len(uniform) + len(labeled)) < len(uniform)
 
-    def _batch(self, rows: np.ndarray, uniform: np.ndarray) -> Batch:
-        index = torch.from_numpy(rows).to(self.device, non_blocking=True)
+    def _reads(self, wanted: Iterable[Request]) -> Iterator[list[Request]]:
+        """Batches that are read together."""
+        wanted = iter(wanted)
+        while first := list(islice(wanted, 1)):
+            room = READ_BYTES // max(1, len(first[0][0]) * self.split.row_bytes)
+            yield first + list(islice(wanted, min(READ_BATCHES, max(1, room)) - 1))
+
+    def _read(self, wanted: list[Request]) -> list[Batch]:
+        stored = torch.from_numpy(self.split.read(np.concatenate([rows for rows, _ in wanted])))
+        parts = stored.split([len(rows) for rows, _ in wanted])
+        return [self._batch(rows, uniform, part) for (rows, uniform), part in zip(wanted, parts, strict=True)]
+
+    def _batch(self, rows: np.ndarray, uniform: np.ndarray, stored: Tensor | None = None) -> Batch:
+        """The batch of some rows; `stored` where they have been read."""
+        at = torch.from_numpy(rows)
+        index = at.to(self.device, non_blocking=True)
         if self.resident:
             stored, at = self.stored.index_select(0, index), index  # copies rows whole; `stored[index]` walks their elements
-        else:
-            stored, at = torch.from_numpy(self.split.read(rows)).to(self.device, non_blocking=True), torch.from_numpy(rows)
+        elif stored is None:
+            stored = torch.from_numpy(self.split.read(rows))
         sides = (t.index_select(0, at) for t in (self.y, self.weight_y, self.labeled))
-        y, weight_y, labeled = (t.to(self.device, non_blocking=True) for t in sides)
-        mask = torch.from_numpy(uniform).to(self.device, non_blocking=True)
+        stored, mask, y, weight_y, labeled = (
+            t.to(self.device, non_blocking=True) for t in (stored, torch.from_numpy(uniform), *sides)
+        )
         return Batch(x=self.scaling(stored), y=y, labeled=labeled, row=index, uniform=mask, weight_y=weight_y)
 
 
@@ -167,6 +187,10 @@ class Table:
         return len(self.x)
 
     @property
+    def row_bytes(self) -> int:
+        return self.x.nbytes // max(1, self.rows)
+
+    @property
     def block_starts(self) -> np.ndarray:
         return np.arange(self.rows)  # in memory a row is as near as any other
 
@@ -175,8 +199,5 @@ class Table:
 
 
 def _fits(split: Rows, device: torch.device) -> bool:
-    if split.rows == 0:
-        return True
-    needed = split.rows * split.read(np.arange(1)).nbytes
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return needed < RESIDENT_SHARE * free
+    return split.rows * split.row_bytes < RESIDENT_SHARE * free

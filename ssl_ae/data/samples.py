@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
-import sys
 import tokenize
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from ssl_ae.data import tar
 from ssl_ae.data.card import X
+from ssl_ae.data.keys import as_keys
+from ssl_ae.data.tar import Member
 from ssl_ae.errors import DataError
 
 ARRAYS = ("png", "jpg", "jpeg", "npy")
+FORMATS = ("PNG", "JPEG")
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError)  # what Pillow says of damage, beside what it says of bombs
 GREY = ("1", "L", "I", "I;16", "F")  # Pillow's modes of one channel
 LABELS = ("cls", "json")
 NPY_HEADER_BYTES = 4096  # numpy writes 128; room for others
 BLOCK_ROWS = 1024  # rows that a shuffle may treat as lying together
 
 
-class Member(NamedTuple):
-    """A plain file in a tar: where its content lies in the shard, in bytes."""
-
-    name: str
-    offset: int
-    size: int
-
-    def of(self, data: np.ndarray) -> np.ndarray:
-        """(size,) uint8: its bytes in those of the shard."""
-        return data[self.offset : self.offset + self.size]
-
-
 class Samples:
-    """The layout of a shard with one file a sample, decoded when it is read."""
+    """The layout of a shard with one file a sample, decoded when it is read. About 50 bytes a sample."""
 
-    def __init__(self, path: Path, samples: dict[str, dict[str, Member]], data: np.ndarray, x: X | None) -> None:
+    def __init__(self, path: Path, members: Iterable[Member], data: np.ndarray, x: X | None) -> None:
         self._path = path
-        self._keys = list(samples)
-        chosen = [array_extension(list(parts), self._place(row)) for row, parts in enumerate(samples.values())]
-        self._extensions = [sys.intern(extension) for extension in chosen]
-        # offsets and sizes as arrays: a million samples as Python objects would take a gigabyte
-        self._spans = _spans([parts[name] for parts, name in zip(samples.values(), chosen, strict=True)])
-        self._label_spans = {name: _spans([parts.get(name) for parts in samples.values()]) for name in LABELS}
-        self.rows = len(self._keys)
+        index = _Index()
+        for member in members:
+            if not index.add(member):
+                raise DataError(_refused(path, data, split_name(member.name)[0]))
+        self.rows = len(index.row_of)
+        if not self.rows:
+            raise DataError(f"{path} holds no samples. Remove it, or pack the source again.")
+        self._keys = as_keys(index.row_of)
+        self._spans, self._label_spans = (np.array(spans).reshape(-1, 2) for spans in (index.spans, index.label_spans))
+        self._arrays, self._cls = (np.array(flags, dtype=bool) for flags in (index.arrays, index.cls))
+        if (self._spans < 0).any():
+            raise DataError(_refused(path, data, self._keys[int(self._spans.min(axis=1).argmin())]))
         self.block_starts = np.arange(0, self.rows, BLOCK_ROWS)
         if x is None:
             first = self._decode(data, 0, 3 if self._in_colour(data) else None)
@@ -56,32 +52,91 @@ class Samples:
         self.x = x
 
     def keys(self, data: np.ndarray) -> list[str]:
-        return self._keys
+        return self._keys.tolist()
 
     def labels(self, data: np.ndarray) -> list[Any]:
         found = []
-        for row in range(self.rows):
-            contents = {name: _of(data, spans[row]).tobytes() for name, spans in self._label_spans.items() if spans[row, 0] >= 0}
-            found.append(label(contents.get("cls"), contents.get("json"), self._place(row)))
+        for row, ((offset, size), cls) in enumerate(zip(self._label_spans.tolist(), self._cls.tolist(), strict=True)):
+            content = data[offset : offset + size].tobytes() if offset >= 0 else None
+            found.append(label(content, None, self._place(row)) if cls else label(None, content, self._place(row)))
         return found
 
     def read(self, data: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
         channels = self.x.shape[0] if self.x.kind == "image" else None
         for at, row in enumerate(rows.tolist()):
             sample = self._decode(data, row, channels)
-            require(self.x, sample.dtype, sample.shape, self._place(row))
+            if sample.dtype != self.x.dtype or sample.shape != self.x.shape:
+                require(self.x, sample.dtype, sample.shape, self._place(row))
             out[at] = sample
 
     def _in_colour(self, data: np.ndarray) -> bool:
         """Whether any image is in colour: a set of photographs may well begin with a grey one."""
-        images = (row for row, extension in enumerate(self._extensions) if not extension.endswith("npy"))
-        return any(not grey(_of(data, self._spans[row]), self._place(row)) for row in images)
+        return any(not grey(_of(data, self._spans[row]), self._place(row)) for row in np.flatnonzero(~self._arrays))
 
     def _decode(self, data: np.ndarray, row: int, channels: int | None) -> np.ndarray:
-        return decode(_of(data, self._spans[row]), self._extensions[row], self._place(row), channels)
+        return decode(_of(data, self._spans[row]), self._arrays[row], self._place(row), channels)
 
-    def _place(self, row: int) -> str:
-        return f"{self._path}: sample {self._keys[row]}"
+    def _place(self, row: int) -> Place:
+        return Place(self._path, self._keys, row)
+
+
+class Place(NamedTuple):
+    """Where a sample lies, told only where something is wrong with it."""
+
+    path: Path
+    keys: np.ndarray
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.path}: sample {self.keys[self.row]}"
+
+
+class _Index:
+    """Where each sample of a shard has its array and its label; offsets and sizes in turn, -1 where there is none.
+
+    The members of a sample need not lie together: a tar that was made without sorting holds them in any order.
+    """
+
+    def __init__(self) -> None:
+        self.row_of: dict[str, int] = {}
+        self.spans, self.label_spans = array("q"), array("q")
+        self.arrays, self.cls = bytearray(), bytearray()  # whether x is an array, not an image; whether the label is a .cls
+
+    def add(self, member: Member) -> bool:
+        """Take a member in; False where its sample has such a one already."""
+        key, extension = split_name(member.name)
+        if not key or key.endswith("/"):
+            return True  # `.DS_Store` and its like
+        row = self.row_of.setdefault(key, len(self.row_of))
+        if row == len(self.arrays):
+            self.spans.extend((-1, -1))
+            self.label_spans.extend((-1, -1))
+            self.arrays.append(False)
+            self.cls.append(False)
+        kind = extension.rpartition(".")[2]
+        if kind in ARRAYS:
+            fresh = self.spans[2 * row] < 0
+            self.spans[2 * row], self.spans[2 * row + 1] = member.offset, member.size
+            self.arrays[row] = kind == "npy"
+            return fresh
+        if extension in LABELS and not (self.cls[row] and extension == "json"):  # the .cls speaks where there are both
+            fresh = self.label_spans[2 * row] < 0 or (extension == "cls" and not self.cls[row])
+            self.label_spans[2 * row], self.label_spans[2 * row + 1] = member.offset, member.size
+            self.cls[row] = extension == "cls"
+            return fresh
+        return True
+
+
+def _refused(path: Path, data: np.ndarray, key: str) -> str:
+    """Why a sample cannot be one: from a second walk, because the index does not keep what it has no use for."""
+    names = [member.name for member in tar.members(path, data) if split_name(member.name)[0] == key]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        return f"{path} has {twice} twice. Make the shard again without the repetition."
+    extensions = [split_name(name)[1] for name in names]
+    found = [extension for extension in extensions if extension.rpartition(".")[2] in ARRAYS]
+    has = " and ".join(f".{extension}" for extension in found or extensions)
+    return f"{path}: sample {key} has {has}: expected exactly one of {', '.join(f'.{name}' for name in ARRAYS)}."
 
 
 def split_name(member: str) -> tuple[str, str]:
@@ -91,38 +146,39 @@ def split_name(member: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def array_extension(extensions: list[str], place: str) -> str:
-    """Which of a sample's members is x: the only image or array among them. Raises DataError unless there is one."""
-    found = [extension for extension in extensions if extension.rpartition(".")[2] in ARRAYS]
-    if len(found) != 1:
-        has = " and ".join(f".{extension}" for extension in found or extensions)
-        raise DataError(f"{place} has {has}: expected exactly one of {', '.join(f'.{name}' for name in ARRAYS)}.")
-    return found[0]
-
-
-def decode(data: np.ndarray, extension: str, place: str, channels: int | None = None) -> np.ndarray:
+def decode(data: np.ndarray, is_array: bool, place: Place, channels: int | None = None) -> np.ndarray:
     """Image -> (C, H, W) uint8, one channel for greys and three for anything else; .npy -> uint8 or float32.
 
     An array (H, W) of uint8 is an image of one channel; other floating types become float32. Where a set has `channels`
     = 3, grey images are spread over them. Raises DataError.
     """
-    if extension.endswith("npy"):
+    if is_array:
         return _array(data, place)
-    with _image(data, place) as image:
+    from PIL import Image  # blocks of arrays need none
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.mode.startswith(("I", "F")):
             raise DataError(f"{place} has more than 8 bits a channel, which would be lost. Store it as .npy of float32.")
         alone = image.mode in GREY and channels != 3
-        pixels = np.asarray(image.convert("L" if alone else "RGB"))  # (H, W) or (H, W, 3)
-    return pixels[None] if alone else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        mode = "L" if alone else "RGB"
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))  # (H, W) or (H, W, 3)
+    except (*IMAGE_ERRORS, Image.DecompressionBombError) as error:
+        raise DataError(_damaged_image(place, error)) from error
+    return pixels[None] if alone else pixels.transpose(2, 0, 1)
 
 
-def grey(data: np.ndarray, place: str) -> bool:
+def grey(data: np.ndarray, place: Place) -> bool:
     """Whether an encoded image has one channel, from its header. Raises DataError."""
-    with _image(data, place) as image:
-        return image.mode in GREY
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS).mode in GREY
+    except (*IMAGE_ERRORS, Image.DecompressionBombError) as error:
+        raise DataError(_damaged_image(place, error)) from error
 
 
-def x_of(dtype: np.dtype, shape: tuple[int, ...], place: str) -> X:
+def x_of(dtype: np.dtype, shape: tuple[int, ...], place: object) -> X:
     """What a first sample says about its set; the range of floats stays open until somebody has looked at them all."""
     kinds = {1: "vector", 2: "signal", 3: "image"}
     if len(shape) not in kinds or (len(shape) == 3 and shape[0] > 4):
@@ -134,7 +190,7 @@ def x_of(dtype: np.dtype, shape: tuple[int, ...], place: str) -> X:
     return X(kind=kinds[len(shape)], dtype=dtype.name, shape=shape, range=limits)
 
 
-def require(x: X, dtype: np.dtype, shape: tuple[int, ...], place: str) -> None:
+def require(x: X, dtype: np.dtype, shape: tuple[int, ...], place: object) -> None:
     """Raise DataError unless a sample is what the data set's samples are."""
     if dtype != x.dtype or shape != x.shape:
         raise DataError(
@@ -143,7 +199,7 @@ def require(x: X, dtype: np.dtype, shape: tuple[int, ...], place: str) -> None:
         )
 
 
-def label(cls: bytes | None, sidecar: bytes | None, place: str) -> Any:
+def label(cls: bytes | None, sidecar: bytes | None, place: object) -> Any:
     """The content of `.cls`, else `label` in the `.json`: a number, a name, a list of numbers; None without either."""
     if cls is not None:
         text = cls.decode("utf-8", "replace").strip()
@@ -161,18 +217,12 @@ def label(cls: bytes | None, sidecar: bytes | None, place: str) -> Any:
     raise DataError(f"{place}: label = {found!r} in the .json member: expected a number, a name or a list of numbers.")
 
 
-def _spans(members: list[Member | None]) -> np.ndarray:
-    """(n, 2) int64: offset and size, -1 where there is no member."""
-    spans = [(-1, -1) if member is None else member[1:] for member in members]
-    return np.array(spans, dtype=np.int64).reshape(-1, 2)
-
-
 def _of(data: np.ndarray, span: np.ndarray) -> np.ndarray:
     offset, size = span.tolist()
     return data[offset : offset + size]
 
 
-def stored_array(content: np.ndarray, place: str) -> np.ndarray:
+def stored_array(content: np.ndarray, place: object) -> np.ndarray:
     """A view of the array in the bytes of an .npy file, (size,) uint8. Raises DataError; never unpickles."""
     header = io.BytesIO(content[:NPY_HEADER_BYTES].tobytes())
     try:
@@ -192,7 +242,7 @@ def stored_array(content: np.ndarray, place: str) -> np.ndarray:
     return np.ndarray(shape, dtype, buffer=content, offset=header.tell(), order="F" if fortran else "C")
 
 
-def _array(data: np.ndarray, place: str) -> np.ndarray:
+def _array(data: np.ndarray, place: object) -> np.ndarray:
     array = stored_array(data, place)
     if array.dtype.kind == "f":
         array = array.astype(np.float32)
@@ -201,10 +251,5 @@ def _array(data: np.ndarray, place: str) -> np.ndarray:
     return np.ascontiguousarray(array[None] if array.dtype == np.uint8 and array.ndim == 2 else array)
 
 
-@contextlib.contextmanager
-def _image(data: np.ndarray, place: str) -> Iterator[Image.Image]:
-    try:
-        with Image.open(io.BytesIO(data.tobytes()), formats=("PNG", "JPEG")) as image:
-            yield image
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{place}: the image is damaged: {error}. Fetch the shard again.") from error
+def _damaged_image(place: Place, error: Exception) -> str:
+    return f"{place}: the image is damaged: {error}. Fetch the shard again."

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import json
-import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 
 from ssl_ae import files
+from ssl_ae.data import tar
 from ssl_ae.data.card import Shard, X
-from ssl_ae.data.samples import BLOCK_ROWS, Member, Samples, require, split_name, stored_array, x_of
+from ssl_ae.data.samples import BLOCK_ROWS, Samples, require, split_name, stored_array, x_of
+from ssl_ae.data.tar import Member
 from ssl_ae.errors import DataError, listing
 
 BLOCK_BYTES = 16 * 2**20  # large images get shorter blocks: a block is what a streaming reader holds at once
 SHARD_BYTES = 256 * 2**20
 BLOCK_X, BLOCK_KEYS = "x.npy", "key.json"
+GATHER_ROWS = 4096  # copied at once: bounds the copy that numpy makes on the way
 OPEN_MAPS = 256  # a map holds a file descriptor, of which a process has 1,024 as a rule
 
 
@@ -85,7 +88,7 @@ class ShardWriter:
         array = io.BytesIO()
         np.lib.format.write_array(array, np.ascontiguousarray(x), allow_pickle=False)
         names = json.dumps(keys, ensure_ascii=False).encode()
-        size = sum(tarfile.BLOCKSIZE + _padded(length) for length in (array.tell(), len(names)))  # with their headers
+        size = sum(tar.BLOCK + tar.padded(length) for length in (array.tell(), len(names)))  # with their headers
         if self._tar is not None and self._bytes + size > self._shard_bytes:
             self._finish_shard()
         if self._tar is None:
@@ -132,10 +135,11 @@ class ShardReader:
     def __init__(self, path: Path, x: X | None = None, expected: Shard | None = None) -> None:
         self.path = path
         self._stamp = _stamp(path, expected)
-        samples = _by_sample(path, _members(path))
-        blocks = any(BLOCK_KEYS in parts for parts in samples.values())
-        layout = _Blocks if blocks else Samples
-        self._layout: _Blocks | Samples = layout(path, samples, self._map(), x)
+        data = self._map()
+        members = tar.members(path, data)
+        first = list(itertools.islice(members, 2))  # a block's two members lie together
+        layout = _Blocks if any(split_name(member.name)[1] == BLOCK_KEYS for member in first) else Samples
+        self._layout: _Blocks | Samples = layout(path, itertools.chain(first, members), data, x)
         if expected is not None and expected.rows != self.rows:
             raise DataError(f"{path} holds {self.rows} samples, but the card says {expected.rows}. Pack the source again.")
 
@@ -174,10 +178,10 @@ class ShardReader:
 class _Blocks:
     """Blocks `STEM.x.npy` (n, *shape) with `STEM.key.json`, each a view into the memory map."""
 
-    def __init__(self, path: Path, samples: dict[str, dict[str, Member]], data: np.ndarray, x: X | None) -> None:
+    def __init__(self, path: Path, members: Iterable[Member], data: np.ndarray, x: X | None) -> None:
         self._path = path
-        self._names, self._offsets, rows = [], [], []
-        for stem, parts in samples.items():
+        self._names, offsets, rows = [], [], []
+        for stem, parts in _by_block(path, members).items():
             if set(parts) != {BLOCK_X, BLOCK_KEYS}:
                 raise DataError(f"{path}: block {stem} has {listing(parts, 'and')}: expected {BLOCK_X} and {BLOCK_KEYS}.")
             place = f"{path}: block {stem}"
@@ -185,12 +189,14 @@ class _Blocks:
             x = x or x_of(array.dtype, array.shape[1:], place)
             require(x, array.dtype, array.shape[1:], place)
             self._names.append(parts[BLOCK_KEYS])
-            self._offsets.append(parts[BLOCK_X].offset + parts[BLOCK_X].size - array.nbytes)
+            offsets.append(parts[BLOCK_X].offset + parts[BLOCK_X].size - array.nbytes)
             rows.append(len(array))
         self.x = x
         self._ends = np.cumsum(rows)
         self.rows = int(self._ends[-1])
         self.block_starts = self._ends - rows
+        self._row_bytes = x.size * np.dtype(x.dtype).itemsize
+        self._origins = np.array(offsets) - self.block_starts * self._row_bytes  # where row 0 would lie, were it of that block
 
     def keys(self, data: np.ndarray) -> list[str]:
         found = []
@@ -208,10 +214,15 @@ class _Blocks:
         return [None] * self.rows  # labels of blocks are a side table
 
     def read(self, data: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-        for block, at, inside in by_part(self.block_starts, self.rows, rows):
-            count = int(self._ends[block] - self.block_starts[block])
-            view = np.ndarray((count, *self.x.shape), self.x.dtype, buffer=data, offset=self._offsets[block])
-            out[as_slice(at)] = view[as_slice(inside)]
+        size = self._row_bytes
+        within(rows, self.rows)
+        # every stretch of so many bytes in the shard, of which numpy copies those that are rows: one call for all blocks
+        stretches = np.ndarray((len(data) - size + 1, size), np.uint8, buffer=data, strides=(1, 1))
+        flat = np.ndarray((len(rows), size), np.uint8, buffer=out)
+        for start in range(0, len(rows), GATHER_ROWS):
+            part = rows[start : start + GATHER_ROWS]
+            block = np.searchsorted(self.block_starts, part, side="right") - 1
+            flat[start : start + GATHER_ROWS] = stretches[self._origins[block] + part * size]
 
 
 def by_part(starts: np.ndarray, total: int, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
@@ -221,14 +232,19 @@ def by_part(starts: np.ndarray, total: int, rows: np.ndarray) -> Iterator[tuple[
     """
     if not len(rows):
         return
-    if rows.min() < 0 or rows.max() >= total:
-        raise IndexError(f"rows {rows.min()} to {rows.max()} of {total}")
+    within(rows, total)
     part = np.searchsorted(starts, rows, side="right") - 1  # empty parts share a start: the last one owns the row
     order = np.argsort(part, kind="stable")
     edges = np.flatnonzero(np.diff(part[order])) + 1
     for at in np.split(order, edges):
         owner = int(part[at[0]])
         yield owner, at, rows[at] - starts[owner]
+
+
+def within(rows: np.ndarray, total: int) -> None:
+    """Raise IndexError for a row outside [0, total)."""
+    if len(rows) and (rows.min() < 0 or rows.max() >= total):
+        raise IndexError(f"rows {rows.min()} to {rows.max()} of {total}")
 
 
 def as_slice(index: np.ndarray) -> np.ndarray | slice:
@@ -259,52 +275,20 @@ def _stamp(path: Path, expected: Shard | None) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=OPEN_MAPS)
 def _memory_map(path: Path, stamp: tuple[int, ...]) -> np.ndarray:
+    if not path.stat().st_size:
+        return np.empty(0, np.uint8)  # nothing cannot be mapped
     return np.asarray(np.memmap(path, np.uint8, mode="r"))  # slices of the subclass cost a microsecond more
 
 
-def _members(path: Path) -> Iterator[Member]:
-    """The plain files of a tar. Raises DataError unless every header is sound and the archive ends as one must."""
-    size = path.stat().st_size
-    end = 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # tarfile would keep every header
-                if info.size < 0 or info.offset_data + info.size > size:
-                    raise DataError(_truncated(path, f"{info.name} ends after its {size:,} bytes"))
-                end = info.offset_data + _padded(info.size)
-                if info.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not info.issparse():
-                    yield Member(info.name, info.offset_data, info.size)
-    except (tarfile.TarError, ValueError, OverflowError, EOFError, OSError) as error:
-        raise DataError(_truncated(path, str(error) or type(error).__name__)) from error
-    with open(path, "rb") as file:  # tarfile takes a damaged header for the end
-        file.seek(end)
-        if file.read(2 * tarfile.BLOCKSIZE) != bytes(2 * tarfile.BLOCKSIZE):
-            raise DataError(_truncated(path, f"no sound header and no end of the archive at byte {end:,}"))
-
-
-def _padded(size: int) -> int:
-    """What `size` bytes take in a tar, which pads every file to whole blocks of 512 bytes."""
-    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-
-def _truncated(path: Path, reason: str) -> str:
-    return f"{path} is truncated or damaged ({reason}). Pack the source again, or fetch the shard again."
-
-
-def _by_sample(path: Path, members: Iterable[Member]) -> dict[str, dict[str, Member]]:
-    samples: dict[str, dict[str, Member]] = {}
+def _by_block(path: Path, members: Iterable[Member]) -> dict[str, dict[str, Member]]:
+    blocks: dict[str, dict[str, Member]] = {}
     for member in members:
-        key, extension = split_name(member.name)
-        if not key or key.endswith("/"):
-            continue  # `.DS_Store` and its like
-        parts = samples.setdefault(key, {})
+        stem, extension = split_name(member.name)
+        parts = blocks.setdefault(stem, {})
         if extension in parts:
             raise DataError(f"{path} has {member.name} twice. Make the shard again without the repetition.")
         parts[extension] = member
-    if not samples:
-        raise DataError(f"{path} holds no samples. Remove it, or pack the source again.")
-    return samples
+    return blocks
 
 
 def _block(data: np.ndarray, member: Member, place: str) -> np.ndarray:

@@ -23,7 +23,8 @@ class Blocks:
     """A split that lies on disk in blocks and counts how it is read."""
 
     def __init__(self, stored=STORED):
-        self.stored, self.rows, self.block_starts, self.reads = stored, len(stored), np.arange(0, len(stored), 8), []
+        self.stored, self.rows, self.row_bytes = stored, len(stored), stored[0].nbytes
+        self.block_starts, self.reads = np.arange(0, len(stored), 8), []
 
     def read(self, rows):
         self.reads.append(np.asarray(rows))
