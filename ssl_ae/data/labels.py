@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,10 @@ class LabelTable:
     weight: np.ndarray | None = None  # (n,) float32, >= 0
     probability: np.ndarray | None = None  # (n,) float32 in [0, 1]: how sure a pseudo-label is
     y: Y | None = None  # what the labels mean; always set by `read`
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        return dict(zip(self.keys, range(len(self.keys)), strict=True))
 
     @classmethod
     def read(cls, path: Path, y: Y | None = None) -> LabelTable:
@@ -79,8 +85,7 @@ def aligned(table: LabelTable, keys: Sequence[str]) -> np.ndarray:
     """The labels in the order of `keys`: (n,) int64 with -1 where unknown, or (n, T) float32 with NaN there."""
     unknown = UNLABELED if table.labels.ndim == 1 else np.nan
     found = np.full((len(keys), *table.labels.shape[1:]), unknown, dtype=table.labels.dtype)
-    row_of = {key: row for row, key in enumerate(table.keys)}
-    rows = np.fromiter((row_of.get(key, -1) for key in keys), dtype=np.int64, count=len(keys))
+    rows = np.fromiter(map(table.row_of.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))
     found[rows >= 0] = table.labels[rows[rows >= 0]]
     return found
 
