@@ -73,7 +73,7 @@ def _encoding(table: pa.Table) -> dict[str, Any]:
     others = [name for name in table.column_names if name not in lists]
     return {
         "use_dictionary": words,
-        "compression": {name: "zstd" for name in others} | {f"{name}.list.element": "none" for name in lists},
+        "compression": dict.fromkeys(others, "zstd") | {f"{name}.list.element": "none" for name in lists},
         "write_statistics": others,
     }
 
