@@ -74,11 +74,9 @@ def _self_explained(place: str | Path, column: Column) -> tuple[Y, np.ndarray]:
 def _class_indices(place: str | Path, column: Column, names: Sequence[str], indices: bool) -> np.ndarray:
     if column.ndim == 2:
         raise DataError(f"{place}: a label is {column.shape[1]} numbers: expected one class a row.")
-    if indices and column.dtype.kind == "i":  # the labels that we wrote ourselves
-        column = np.ma.filled(column, UNLABELED)
-    else:
-        column = np.array(as_text(column), dtype=np.str_)
-    distinct, group = np.unique(column, return_inverse=True)
+    ours = indices and column.dtype.kind == "i"  # no need to make text of the labels that we wrote ourselves
+    values = np.ma.filled(column, UNLABELED) if ours else np.array(as_text(column), dtype=np.str_)
+    distinct, group = np.unique(values, return_inverse=True)
     distinct = as_text(distinct)
     unknown = {text: UNLABELED for text in distinct if text.lower() in NO_LABEL} | {str(UNLABELED): UNLABELED}
     by_name = unknown | {name: index for index, name in enumerate(names)}

@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-import numpy as np
 import torch
 
+from ssl_ae.model import Model
 from ssl_ae.stages import extract
 from tests.benchmarks import training_sides as sides
 from tests.benchmarks.kit import Bar, Missing, Row, Side, peer
@@ -49,22 +49,27 @@ def wide(width: int) -> dict:
 
 
 def extraction() -> Side:
-    """Codes of every row, as the extract stage makes them, from rows on the device to numbers on the host."""
-    trainer = sides.trainer_of(vae_step.MODEL, BATCH, bf16=False, device=torch.device("cuda"))
-    rows = np.arange(sides.ROWS)
+    """Codes of every row, as the extract stage makes them: from rows of the host to numbers of the host."""
+    gpu = torch.device("cuda")
+    trainer = sides.trainer_of(vae_step.MODEL, BATCH, bf16=False, device=gpu)
+    feed, model = trainer.feed, trainer.model
 
-    def work() -> None:
-        extract.encode(trainer.model, trainer.feed, rows, lambda model, batch: {"latent": model.features(batch.x)})
+    def columns(model: Model, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"latent": model.features(x)}
 
-    return Side(work, amount=sides.ROWS)
+    return Side(
+        lambda: extract.encode(model, feed.split, range(sides.ROWS), feed.scaling, gpu, columns) and None, amount=sides.ROWS
+    )
 
 
 def encoding() -> Side:
-    """The encoder's matrix products and the copy of the codes to the host."""
+    """The encoder's matrix products, the copy of the bytes to the device and of the codes to the host."""
+    images = torch.from_numpy(sides.images())
     sizes = [(sides.PIXELS, sides.HIDDEN), (sides.HIDDEN, 2 * sides.LATENT)]
     layers = [(torch.randn(sides.ROWS, n, device="cuda"), torch.randn(m, n, device="cuda")) for n, m in sizes]
 
     def work() -> None:
+        images.to("cuda")
         for x, weight in layers:
             code = x @ weight.T
         code[:, : sides.LATENT].cpu()
@@ -97,5 +102,5 @@ def rows() -> Iterator[Row]:
         metric=f"{device}: extraction of 784-512-16, fp32",
         unit="rows/s",
         sides=sides_of({"ours": extraction, "limit": encoding}),
-        note="limit: the encoder's matrix products and the copy of the codes",
+        note="limit: the encoder's matrix products and the copies of bytes and codes",
     )

@@ -26,7 +26,7 @@ def rows() -> Iterator[Row]:
             unit="ms",
             sides={
                 "ours": sides.ours(MODEL, batch, bf16=True),
-                "limit": products(batch, torch.bfloat16),
+                "limit": products(batch, dtype=torch.bfloat16),
                 "limit in fp32": products(batch),
                 "plain loop in bf16": sides.plain(sides.Vae, batch, bf16=True),
                 **peer("pythae", lambda batch=batch: sides.pythae_vae(batch)),
