@@ -207,6 +207,29 @@ class Head(Component):
     def forward(self, features: Tensor) -> Distribution:
         """features (B, K) -> p(y|z): Categorical over classes, or Independent over targets with event shape (T,)."""
 
+    @classmethod
+    def convex(cls, config: Config) -> bool:
+        """Whether these options give `output(W z + b)` with no parameters but W and b, and -log p(y|z) convex in them.
+
+        Such a head can be brought to the minimum of l_Y at once (finetune.solver). It defines `affine`, `output` and `gradient`.
+        """
+        return False
+
+    def affine(self) -> nn.Linear:
+        """W (outputs, K) and b of a convex head."""
+        raise NotImplementedError(f"{type(self).__qualname__} declares convex without affine")
+
+    def output(self, raw: Tensor) -> Distribution:
+        """raw (B, outputs), W z + b of a convex head -> p(y|z), each row by itself."""
+        raise NotImplementedError(f"{type(self).__qualname__} declares convex without output")
+
+    def gradient(self, p_y: Distribution, batch: Batch) -> Tensor:
+        """d l_Y / d raw of each row at p_y = output(raw), (B, outputs): what autograd finds, in a third of its time.
+
+        With `batch.weight_y`, 0 for unknown targets; `batch.soft` replaces y where given. All rows of the batch have labels.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} declares convex without gradient")
+
 
 class TableHead(Component):
     """A model fitted at once on the table of stored latents: sequential mode only.

@@ -20,7 +20,7 @@ Variance = Literal["unit", "scalar", "feature", "decoder"]
 
 UNIT_INTERVAL = frozenset({"bernoulli", "categorical"})  # families whose x must lie in [0, 1]
 SMALLEST_STD = 1e-3  # a learned standard deviation may not collapse onto pixels that never vary
-BLOCK = 2**16  # numbers whose density is computed together: what comes in between stays in a core's cache
+BLOCK = 2**17  # numbers whose density is computed together: what comes in between stays in a core's cache
 
 
 class Likelihood(nn.Module):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +18,34 @@ from ssl_ae.errors import NonFiniteError
 
 
 def build_optimizer(options: recipes.Optimizer, parameters: Sequence[nn.Parameter]) -> Optimizer:
-    """torch's fused kernels: one launch, and an update that is skipped on the device. Biases and norms do not decay."""
+    """torch's fused kernels: one launch, and an update that is skipped on the device. Biases and norms do not decay.
+
+    On a GPU the rate is a tensor there, because a recorded update reads it anew each time.
+    """
+    device = parameters[0].device if parameters else torch.device("cpu")
+    on_gpu = device.type == "cuda"
+    lr = torch.tensor(options.lr, device=device) if on_gpu else options.lr
     by_decay: dict[float, list[nn.Parameter]] = {}  # a launch each
     for parameter in parameters:
         by_decay.setdefault(options.weight_decay if parameter.dim() > 1 else 0.0, []).append(parameter)
     groups = [{"params": members, "weight_decay": decay} for decay, members in by_decay.items()]
     kinds = {
-        "adamw": lambda: AdamW(groups, lr=options.lr, betas=options.betas, fused=True),
-        "adam": lambda: Adam(groups, lr=options.lr, betas=options.betas, fused=True),
-        "sgd": lambda: _with_momentum(SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)),
+        "adamw": lambda: uncompiled(AdamW)(groups, lr=lr, betas=options.betas, fused=True, capturable=on_gpu),
+        "adam": lambda: uncompiled(Adam)(groups, lr=lr, betas=options.betas, fused=True, capturable=on_gpu),
+        "sgd": lambda: _with_momentum(uncompiled(SGD)(groups, lr=lr, momentum=options.momentum, fused=True)),
     }
     return kinds[options.name]()
+
+
+@cache
+def uncompiled(kind: type[Optimizer]) -> type[Optimizer]:
+    """`kind` without the wrappers that torch puts around its methods for torch.compile, which never sees an optimizer here.
+
+    The first call of each imports the whole compiler, and that takes as long as importing torch.
+    """
+    guarded = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in guarded}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 def _with_momentum(sgd: SGD) -> SGD:
@@ -34,6 +54,17 @@ def _with_momentum(sgd: SGD) -> SGD:
         for parameter in group["params"] if group["momentum"] else ():
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
+
+
+def go_on(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a saved state, also one of another device: where the rate lives is this optimizer's own."""
+    own = [(group["lr"], group.get("capturable")) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, (lr, capturable) in zip(optimizer.param_groups, own, strict=True):
+        saved = float(group["lr"])
+        group["lr"] = lr.fill_(saved) if torch.is_tensor(lr) else saved
+        if capturable is not None:
+            group["capturable"] = capturable
 
 
 def build_schedule(options: recipes.Schedule, optimizer: Optimizer, steps: int) -> LambdaLR:
@@ -50,7 +81,10 @@ def build_schedule(options: recipes.Schedule, optimizer: Optimizer, steps: int) 
 
 
 class Watch:
-    """Counts steps with a gradient that is not finite, on the device; the host looks when it reads the metrics anyway."""
+    """Counts steps with a gradient that is not finite, on the device; the host looks when it reads the metrics anyway.
+
+    In place, as everything that a step leaves for the next: a replayed step finds it where it was recorded.
+    """
 
     def __init__(self, limit: int, device: torch.device) -> None:
         self.limit = limit
@@ -63,12 +97,13 @@ class Watch:
         if found.device.type == "cpu" and not (found or self.in_a_row):
             return  # nothing to note, and the host waits for nobody when it asks itself
         self.skipped += found
-        self.in_a_row = (self.in_a_row + 1) * found
+        self.in_a_row += 1
+        self.in_a_row *= found
         bad = ~torch.isfinite(shares)
         first = torch.where(bad.any(), bad.float().argmax(), -1) if len(shares) else self.suspect
-        self.suspect = torch.where(found & (self.in_a_row == 1), first, self.suspect)
+        self.suspect.copy_(torch.where(found & (self.in_a_row == 1), first, self.suspect))
         reached = (self.in_a_row >= self.limit) & (self.limit_step < 0)
-        self.limit_step = torch.where(reached, step, self.limit_step)
+        self.limit_step.copy_(torch.where(reached, step, self.limit_step))
 
     def check(self, phase: str, terms: Sequence[str], suspect: int) -> None:
         """Raises NonFiniteError once the limit was reached. `suspect` is the first bad term over all ranks, or -1."""
@@ -91,4 +126,4 @@ class Watch:
 
     def load(self, state: dict[str, Tensor]) -> None:
         for name, value in state.items():
-            setattr(self, name, value.to(self.skipped.device))
+            getattr(self, name).copy_(value)

@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 WIDE = 10_000  # characters: rows of a table are not cut where no terminal limits them
 LINES_EVERY_SECONDS = 10.0  # between two plain lines of one bar
@@ -47,6 +45,8 @@ class Reporter:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         if self.silent:
             return
+        from rich.table import Table
+
         table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else "right", header_style="dim", overflow="fold")
@@ -55,6 +55,8 @@ class Reporter:
         self.console.print(table)
 
     def _live(self, description: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

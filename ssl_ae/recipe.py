@@ -133,8 +133,23 @@ class Pretrain(Training):
     )
 
 
+class Solver(Section):
+    """How sequential mode trains its head."""
+
+    name: Literal["steps", "lbfgs"] = Field(
+        "steps",
+        description="steps: by `optimizer`, for `epochs`; lbfgs: to the minimum of mean l_Y + optimizer.weight_decay/2 |W|^2 "
+        "over all labels at once, for a head that is linear in the code; only the labels-only baseline is then trained by steps",
+    )
+    tolerance: float = Field(
+        1e-4, ge=1e-8, description="of lbfgs: largest entry of the gradient, in nats a row of whitened latents, at which it stops"
+    )
+    max_passes: Positive = Field(1000, description="of lbfgs: passes over the labels at most")
+
+
 class Finetune(Training):
     mode: Mode = "sequential"
+    solver: Solver = Solver()
     alpha: float = Field(0.01, ge=0, description="weight of l_X beside l_Y in joint mode")
     labeled_fraction: float = Field(0.25, ge=0, lt=1, description="part of a joint batch that is extra labelled rows")
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="weights that encoder and decoder start from")
@@ -160,7 +175,10 @@ class Recipe(Section):
     finetune: Finetune = Finetune()
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
-    compile: Literal["auto", True, False] = Field("auto", description="torch.compile; auto is off: it bought nothing on CPUs")
+    compile: Literal["auto", True, False] = Field(
+        "auto",
+        description="true: torch.compile; auto: on a GPU a step's launches are recorded once and replayed, on a CPU nothing",
+    )
     stages: tuple[either(StageName, Stage, "the name of a stage, or {stage: NAME, set: {KEY: VALUE}}"), ...] = Field(
         ("pretrain", "extract", "finetune", "evaluate"),
         description="what `ssl-ae run` does; {stage: finetune, set: {finetune.mode: joint}} changes fields for one stage",

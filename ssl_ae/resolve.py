@@ -147,6 +147,7 @@ def _complaints(resolved: Resolved) -> Iterator[str]:
             f"[{low:g}, {high:g}]. Set data.scale: range, or the gaussian likelihood."
         )
     yield from _complaints_of_slices(resolved)
+    yield from {"steps": lambda _: (), "lbfgs": _complaints_of_minimum}[resolved.recipe.finetune.solver.name](resolved)
     for i, part in enumerate(resolved.regularizers):
         place = f"model.regularizers.{i} ({part.full_name})"
         if "penalty" not in part.cls.verbs and (part.weight, part.warmup_steps) != (1.0, 0):
@@ -170,4 +171,27 @@ def _complaints_of_slices(resolved: Resolved) -> Iterator[str]:
         yield (
             f"model.decoder.name = {decoder.full_name}: the encoder trains in {slices} slices, the decoder must have as many; "
             f"this one has {theirs}. Take a decoder that mirrors it (mlp, without widths), or set pretrain.slice_epochs: 0."
+        )
+
+
+def _complaints_of_minimum(resolved: Resolved) -> Iterator[str]:
+    training, head = resolved.recipe.finetune, resolved.head
+    place = f"finetune.solver.name = {training.solver.name}"
+    if training.mode != "sequential":
+        yield (
+            f"{place}: brings a head on stored latents to its minimum, so finetune.mode must be sequential, not {training.mode}. "
+            "Set finetune.mode: sequential, or finetune.solver.name: steps."
+        )
+    if head.cls.fitted_at_once:
+        yield f"{place}: head {head.full_name} is fitted in a way of its own. Set finetune.solver.name: steps, its default."
+    elif not head.cls.convex(head.config):
+        yield (
+            f"{place}: needs a head for which l_Y is convex and linear in the code; {head.full_name} with these options is not. "
+            "Take softmax, bernoulli, or gaussian with variance: unit; or set finetune.solver.name: steps."
+        )
+    if training.early_stopping is not None:
+        yield (
+            f"finetune.early_stopping with {place}: a head at its minimum has no epochs to stop after. "
+            "Remove it (finetune.optimizer.weight_decay keeps a head from following few labels too far), or set "
+            "finetune.solver.name: steps."
         )

@@ -16,7 +16,7 @@ BUILTINS = ROOT / "plugins" / "ssl_ae_builtins"
 FLOORS = [
     {"errors"},
     {"files", "trace", "randomness", "progress", "moments", "pictures"},
-    {"latent", "likelihood", "tables", "data.card", "data.keys", "data.tar"},
+    {"replay", "latent", "likelihood", "tables", "data.card", "data.keys", "data.tar"},
     {"data.sources", "data.holdout", "data.moments", "data.samples", "data.order"},
     {"data.targets", "data.shards", "data.loading"},
     {"components", "hookspecs", "data.label_values"},
@@ -28,7 +28,8 @@ FLOORS = [
     {"objective", "scaffold", "neighbours"},
     {"model"},
     {"plan", "validation", "optimizing", "bounds"},
-    {"training"},
+    {"stepping"},
+    {"training", "solving"},
     {"stages"},
     {"testing"},
     {"cli"},

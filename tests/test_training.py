@@ -150,7 +150,7 @@ def test_the_average_is_its_formula():
         trainer.make_step(trainer.runs[0], [batch_of()])
         now = weights(trainer.model)
         average = now if average is None else {name: decay * average[name] + (1 - decay) * now[name] for name in now}
-    assert trainer.result is trainer.average.module
+    assert trainer.result is trainer.stepper.average.module
     assert_same(weights(trainer.result), average, atol=1e-12)
 
 

@@ -45,6 +45,11 @@ def at_least_float32(raw: Tensor) -> Tensor:
     return raw.to(torch.promote_types(raw.dtype, torch.float32))
 
 
+def residual_of_known(p_y: Distribution, batch: ssl_ae.Batch) -> Tensor:
+    """(E[y|z] - y) times the row's weight, (B, T), 0 where a target is unknown."""
+    return (p_y.mean - batch.y).where(~batch.y.isnan(), 0.0) * batch.weight_y[:, None]
+
+
 def output_of(shapes: ssl_ae.Shapes) -> TargetUnits | None:
     return TargetUnits(shapes.targets) if shapes.targets else None
 
@@ -63,7 +68,26 @@ class Softmax(ssl_ae.Head):
 
     def forward(self, features: Tensor) -> Distribution:
         """(B, K) -> Categorical over classes, (B,)."""
-        return Categorical(logits=at_least_float32(self.linear(features)), validate_args=False)
+        return self.output(self.linear(features))
+
+    def output(self, raw: Tensor) -> Distribution:
+        return Categorical(logits=at_least_float32(raw), validate_args=False)
+
+    @classmethod
+    def convex(cls, config: Config) -> bool:
+        return config.weights
+
+    def affine(self) -> nn.Linear:
+        return self.linear
+
+    def gradient(self, p_y: Distribution, batch: ssl_ae.Batch) -> Tensor:
+        """p - y: the link is canonical (McCullagh & Nelder 1989, sec. 2.5)."""
+        p = p_y.logits.exp()  # torch stores normalised logits
+        if batch.soft is not None:
+            residual = p * batch.soft.sum(1, keepdim=True) - batch.soft
+        else:
+            residual = p.scatter_add_(1, batch.y[:, None], p.new_full((len(p), 1), -1.0))
+        return residual * batch.weight_y[:, None]
 
     @classmethod
     def check(cls, config: Config, recipe) -> list[str]:
@@ -133,7 +157,21 @@ class Gaussian(ssl_ae.Head):
 
     def forward(self, features: Tensor) -> Distribution:
         """(B, K) -> Normal over targets, event shape (T,)."""
-        return self.units(self.linear(features))
+        return self.output(self.linear(features))
+
+    def output(self, raw: Tensor) -> Distribution:
+        return self.units(raw)
+
+    @classmethod
+    def convex(cls, config: Config) -> bool:
+        return config.variance == "unit"  # a learned s^2 is one more parameter, in which l_Y is not convex
+
+    def affine(self) -> nn.Linear:
+        return self.linear
+
+    def gradient(self, p_y: Distribution, batch: ssl_ae.Batch) -> Tensor:
+        """W z + b - y', in standard deviations of the labels."""
+        return residual_of_known(p_y, batch) / self.units.std
 
 
 class BernoulliHead(ssl_ae.Head):
@@ -148,4 +186,18 @@ class BernoulliHead(ssl_ae.Head):
 
     def forward(self, features: Tensor) -> Distribution:
         """(B, K) -> Bernoulli over targets, event shape (T,)."""
-        return Independent(Bernoulli(logits=at_least_float32(self.linear(features)), validate_args=False), 1, validate_args=False)
+        return self.output(self.linear(features))
+
+    def output(self, raw: Tensor) -> Distribution:
+        return Independent(Bernoulli(logits=at_least_float32(raw), validate_args=False), 1, validate_args=False)
+
+    @classmethod
+    def convex(cls, config: ssl_ae.Config) -> bool:
+        return True
+
+    def affine(self) -> nn.Linear:
+        return self.linear
+
+    def gradient(self, p_y: Distribution, batch: ssl_ae.Batch) -> Tensor:
+        """p - y: the link is canonical."""
+        return residual_of_known(p_y, batch)

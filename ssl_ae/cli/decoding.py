@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ssl_ae.cli.options import Json, RunPath, finish, reporter
+from ssl_ae.cli.options import Json, RunPath, finish, many_imports, reporter
 
 
 def register(app: typer.Typer) -> None:
@@ -44,9 +44,10 @@ def reconstruct(
 
     DIR becomes a data set with the same keys and labels, to be trained on or predicted like any other.
     """
-    from ssl_ae.data.sources import PackOptions
-    from ssl_ae.stages.reconstruct import Wishes
-    from ssl_ae.stages.reconstruct import reconstruct as stage
+    with many_imports():
+        from ssl_ae.data.sources import PackOptions
+        from ssl_ae.stages.reconstruct import Wishes
+        from ssl_ae.stages.reconstruct import reconstruct as stage
 
     chosen, wishes = None if split == "all" else split, Wishes(corrupt, images, draws)
     finish(stage(run, data, out, chosen, wishes, reporter(), PackOptions(label=label, key=key)), json)
@@ -101,8 +102,9 @@ def sample(
     ssl-ae sample runs/mnist-vae --traverse 3 --out third.png
     ssl-ae sample runs/mnist-vae --interpolate train-00000017 train-00000019 --out way.png
     """
-    from ssl_ae.stages.sample import Asked
-    from ssl_ae.stages.sample import sample as stage
+    with many_imports():
+        from ssl_ae.stages.sample import Asked
+        from ssl_ae.stages.sample import sample as stage
 
     asked = Asked(n, prior and prior.value, components, grid, traverse, interpolate, codes, seed)
     finish(stage(run, asked, out, npy, reporter()), json)

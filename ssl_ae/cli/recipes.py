@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ssl_ae.cli.options import Json, RecipePath, Set, load, print_json
+from ssl_ae.cli.options import Json, RecipePath, Set, load, many_imports, print_json
 
 app = typer.Typer(
     help="Recipes: see every default, and the JSON schema for editors.", no_args_is_help=True, rich_markup_mode=None
@@ -22,13 +22,15 @@ def show(recipe: RecipePath, set_: Set = None, json: Json = False) -> None:
     ssl-ae recipe show pipelines/mnist_vae.yaml
     """
     from ssl_ae import recipe as recipes
-    from ssl_ae.data.dataset import DataSet
-    from ssl_ae.registry import Registry
-    from ssl_ae.stages.stored import card_with_labels, resolve_stored
 
     chosen = load(recipe, set_)
     tree, note = chosen.model_dump(mode="json"), None
     if Path(chosen.data.path).is_dir():
+        with many_imports():
+            from ssl_ae.data.dataset import DataSet
+            from ssl_ae.registry import Registry
+            from ssl_ae.stages.stored import card_with_labels, resolve_stored
+
         card = card_with_labels(chosen, DataSet.open(chosen.data.path))
         tree = resolve_stored(chosen, Registry.discover(), card, str(recipe)).as_dict()
     else:

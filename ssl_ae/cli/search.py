@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssl_ae.cli.options import Json, RunPath, finish, reporter
+from ssl_ae.cli.options import Json, RunPath, finish, many_imports, reporter
 from ssl_ae.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -56,10 +56,11 @@ def search(
         raise RecipeError(f"--queries {queries}: has no effect without --precision. Leave it out.")
     if precision and (out, key, label) != (None, None, None):
         raise RecipeError("--out, --key and --label are of a --query; with --precision they have no effect. Leave them out.")
-    from ssl_ae.data.sources import PackOptions
-    from ssl_ae.stages import search as stage
-    from ssl_ae.stages.stored import recipe_of
-    from ssl_ae.stages.workspace import open_workspace
+    with many_imports():
+        from ssl_ae.data.sources import PackOptions
+        from ssl_ae.stages import search as stage
+        from ssl_ae.stages.stored import recipe_of
+        from ssl_ae.stages.workspace import open_workspace
 
     told = reporter()
     with open_workspace(recipe_of(run, told), run, str(run / "recipe.yaml"), told) as ws:

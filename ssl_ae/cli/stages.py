@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from ssl_ae.cli.options import Epochs, Json, Out, RecipePath, Restart, RunPath, Set, finish, load, reporter, run_folder
+from ssl_ae.cli.options import (
+    Epochs,
+    Json,
+    Out,
+    RecipePath,
+    Restart,
+    RunPath,
+    Set,
+    finish,
+    load,
+    many_imports,
+    reporter,
+    run_folder,
+)
 from ssl_ae.errors import RecipeError
 
 
@@ -48,8 +61,9 @@ def pretrain(
         open_data(chosen, Registry.discover(), str(recipe), reporter())  # a mistake is told once, not by every rank
         launch(nproc, max_restarts)
         return
-    from ssl_ae.stages.pretrain import pretrain as stage
-    from ssl_ae.stages.workspace import open_workspace
+    with many_imports():
+        from ssl_ae.stages.pretrain import pretrain as stage
+        from ssl_ae.stages.workspace import open_workspace
 
     with open_workspace(chosen, run_folder(chosen, out), str(recipe), reporter()) as ws:
         outcome = stage(ws, restart)
@@ -75,9 +89,10 @@ def extract(
     """
     if scores and layer is not None:
         raise RecipeError(f"--scores and --layer {layer}: scores are of the code. Run `ssl-ae extract {run} --scores` by itself.")
-    from ssl_ae.stages.extract import extract as stage
-    from ssl_ae.stages.stored import recipe_of
-    from ssl_ae.stages.workspace import open_workspace
+    with many_imports():
+        from ssl_ae.stages.extract import extract as stage
+        from ssl_ae.stages.stored import recipe_of
+        from ssl_ae.stages.workspace import open_workspace
 
     told = reporter()
     with open_workspace(recipe_of(run, told), run, str(run / "recipe.yaml"), told) as ws:
@@ -119,8 +134,9 @@ def finetune(
     chosen = load(recipe, set_, fields)
     if alpha is not None and chosen.finetune.mode != "joint":
         raise RecipeError(f"--alpha {alpha:g} has no effect in mode {chosen.finetune.mode}; it is the weight of l_X in --joint.")
-    from ssl_ae.stages.finetune import finetune as stage
-    from ssl_ae.stages.workspace import open_workspace
+    with many_imports():
+        from ssl_ae.stages.finetune import finetune as stage
+        from ssl_ae.stages.workspace import open_workspace
 
     folder = out or from_ or run_folder(chosen, None)
     with open_workspace(chosen, folder, str(recipe), reporter()) as ws:
@@ -144,9 +160,10 @@ def evaluate(
     ssl-ae evaluate runs/mnist-vae --split val
     ssl-ae evaluate runs/mnist-vae --split test --method joint-alpha0.01
     """
-    from ssl_ae.stages.evaluate import evaluate as stage
-    from ssl_ae.stages.stored import recipe_of
-    from ssl_ae.stages.workspace import open_workspace
+    with many_imports():
+        from ssl_ae.stages.evaluate import evaluate as stage
+        from ssl_ae.stages.stored import recipe_of
+        from ssl_ae.stages.workspace import open_workspace
 
     told = reporter()
     with open_workspace(recipe_of(run, told), run, str(run / "recipe.yaml"), told) as ws:
@@ -173,8 +190,9 @@ def predict(
     ssl-ae predict runs/mnist-vae new_photos/ --out predictions.parquet
     ssl-ae predict runs/trees new_trees.csv --key id --out predictions.parquet
     """
-    from ssl_ae.data.sources import PackOptions
-    from ssl_ae.stages.predict import predict as stage
+    with many_imports():
+        from ssl_ae.data.sources import PackOptions
+        from ssl_ae.stages.predict import predict as stage
 
     finish(stage(run, data, out, method, reporter(), PackOptions(label=label, key=key)), json)
 
@@ -196,7 +214,8 @@ def run(
     ssl-ae run pipelines/mnist_vae.yaml --out runs/again
     """
     chosen = load(recipe, set_, {"pretrain.epochs": epochs, "finetune.epochs": epochs})
-    from ssl_ae.stages.pipeline import run_stages
+    with many_imports():
+        from ssl_ae.stages.pipeline import run_stages
 
     finish(run_stages(chosen, run_folder(chosen, out), str(recipe), reporter(), restart), json)
 

@@ -54,7 +54,11 @@ def as_text(column: Column) -> list[str]:
     """The cells as text without surrounding blanks: whole floats as integers, empty and null cells as ""."""
     if column.dtype.kind == "f":
         return ["" if cell != cell else f"{cell:.0f}" if cell % 1 == 0 else str(cell) for cell in column.tolist()]
-    return ["" if cell is None else str(cell).strip() for cell in column.tolist()]  # tolist: None under a mask
+    cells = column.tolist()  # None under a mask
+    try:
+        return list(map(str.strip, cells))
+    except TypeError:  # not all are text
+        return ["" if cell is None else str(cell).strip() for cell in cells]
 
 
 def _self_explained(place: str | Path, column: Column) -> tuple[Y, np.ndarray]:
@@ -70,8 +74,12 @@ def _self_explained(place: str | Path, column: Column) -> tuple[Y, np.ndarray]:
 def _class_indices(place: str | Path, column: Column, names: Sequence[str], indices: bool) -> np.ndarray:
     if column.ndim == 2:
         raise DataError(f"{place}: a label is {column.shape[1]} numbers: expected one class a row.")
-    distinct, group = np.unique(np.array(as_text(column), dtype=np.str_), return_inverse=True)
-    distinct = distinct.tolist()
+    if indices and column.dtype.kind == "i":  # the labels that we wrote ourselves
+        column = np.ma.filled(column, UNLABELED)
+    else:
+        column = np.array(as_text(column), dtype=np.str_)
+    distinct, group = np.unique(column, return_inverse=True)
+    distinct = as_text(distinct)
     unknown = {text: UNLABELED for text in distinct if text.lower() in NO_LABEL} | {str(UNLABELED): UNLABELED}
     by_name = unknown | {name: index for index, name in enumerate(names)}
     by_index = unknown | {str(index): index for index in range(len(names))}

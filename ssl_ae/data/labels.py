@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_ae import tables
 from ssl_ae.data.card import Y
 from ssl_ae.data.holdout import hash_order
 from ssl_ae.data.keys import as_keys, repeated, rows_of
@@ -51,6 +50,8 @@ class LabelTable:
 
     def write(self, path: Path) -> None:
         """Write `key, label` and, where given, `weight, probability`; -1 as null. Equal tables give equal bytes."""
+        from ssl_ae import tables  # here, because pyarrow takes its time and most stages read no labels
+
         labels = self.labels
         if labels.ndim == 1:
             labels = np.ma.masked_array(labels.astype(np.int64), mask=labels == UNLABELED)
@@ -138,6 +139,8 @@ def _first_ranked(among: np.ndarray, keys: Sequence[str], seed: int, count: int,
 
 
 def _columns(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    from ssl_ae import tables
+
     suffix, metadata = path.suffix.lower(), {}
     if suffix == ".parquet":
         table = tables.read_parquet(path)

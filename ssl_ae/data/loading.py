@@ -66,7 +66,8 @@ class Scaling(torch.nn.Module):
         self.shifts = bool(shift.any())  # most images start at 0: a pass over every batch for nothing
 
     def forward(self, stored: Tensor) -> Tensor:
-        scaled = stored * self.factor  # bytes become float32 on the way
+        # in place, where the conversion made a copy: another pass over fresh memory costs as much as both
+        scaled = stored * self.factor if stored.dtype == torch.float32 else stored.to(torch.float32).mul_(self.factor)
         return scaled.sub_(self.shift) if self.shifts else scaled
 
     def inverse(self, x: Tensor) -> Tensor:

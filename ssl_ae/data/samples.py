@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ssl_ae.data import tar
 from ssl_ae.data.card import X
@@ -22,7 +21,7 @@ from ssl_ae.errors import DataError
 
 ARRAYS = ("png", "jpg", "jpeg", "npy")
 FORMATS = ("PNG", "JPEG")
-IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)  # what Pillow says of damage
+IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError)  # what Pillow says of damage, beside what it says of bombs
 GREY = ("1", "L", "I", "I;16", "F")  # Pillow's modes of one channel
 LABELS = ("cls", "json")
 NPY_HEADER_BYTES = 4096  # numpy writes 128; room for others
@@ -155,6 +154,8 @@ def decode(data: np.ndarray, is_array: bool, place: Place, channels: int | None 
     """
     if is_array:
         return _array(data, place)
+    from PIL import Image  # blocks of arrays need none
+
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.mode.startswith(("I", "F")):
@@ -162,16 +163,18 @@ def decode(data: np.ndarray, is_array: bool, place: Place, channels: int | None 
         alone = image.mode in GREY and channels != 3
         mode = "L" if alone else "RGB"
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))  # (H, W) or (H, W, 3)
-    except IMAGE_ERRORS as error:
+    except (*IMAGE_ERRORS, Image.DecompressionBombError) as error:
         raise DataError(_damaged_image(place, error)) from error
     return pixels[None] if alone else pixels.transpose(2, 0, 1)
 
 
 def grey(data: np.ndarray, place: Place) -> bool:
     """Whether an encoded image has one channel, from its header. Raises DataError."""
+    from PIL import Image
+
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS).mode in GREY
-    except IMAGE_ERRORS as error:
+    except (*IMAGE_ERRORS, Image.DecompressionBombError) as error:
         raise DataError(_damaged_image(place, error)) from error
 
 

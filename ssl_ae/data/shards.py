@@ -206,7 +206,7 @@ class _Blocks:
                 keys = json.loads(member.of(data).tobytes())
             except ValueError as error:
                 raise DataError(f"{self._path}: {member.name} is damaged: {error}. Pack the source again.") from error
-            if not isinstance(keys, list) or len(keys) != end - start or not all(isinstance(key, str) for key in keys):
+            if not isinstance(keys, list) or len(keys) != end - start or set(map(type, keys)) != {str}:
                 raise DataError(f"{self._path}: {member.name} is not a list of {end - start} keys. Pack the source again.")
             found += keys
         return found

@@ -30,9 +30,8 @@ PCA_ROWS = 50_000  # at most so many train rows, evenly spaced, decide the princ
 def folder_of(ws: Workspace, labels: Labels) -> Path:
     """One folder for each choice of labels, architecture and training length: every mode shares it."""
     tree = ws.resolved.as_dict()
-    training = {
-        name: value for name, value in tree["finetune"].items() if name not in ("mode", "alpha", "labeled_fraction", "init")
-    }
+    unread = ("mode", "solver", "alpha", "labeled_fraction", "init")
+    training = {name: value for name, value in tree["finetune"].items() if name not in unread}
     fields = [ws.card.fingerprint, labels.digest, tree["model"], training, tree["seed"], tree["precision"], ws.resolved.scale]
     return ws.run / "baselines" / files.digest(fields)[:8]
 

@@ -12,20 +12,19 @@ from torch import Tensor
 from ssl_ae import distributed, files, latents
 from ssl_ae.data import card as cards
 from ssl_ae.data.dataset import DataSet
-from ssl_ae.data.loading import Feed
+from ssl_ae.data.loading import Rows, Scaling
 from ssl_ae.errors import DataError, RecipeError, did_you_mean, listing
 from ssl_ae.model import Model, frozen, layers_of
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.workspace import Workspace
-from ssl_ae.trace import Batch
 from ssl_ae.tracking import Tracker
 
 BATCH_ROWS = 1024
 MAP = "_map.png"  # of the latents in the plane
 TAKEN = ("journal", "mlflow_run_id")  # what a stage keeps beside its splits
 
-Columns = Callable[[Model, Batch], dict[str, Tensor]]
+Columns = Callable[[Model, Tensor], dict[str, Tensor]]  # x (B, *shapes.x) -> what is stored of these rows, each (B, ...)
 
 
 def extract(
@@ -96,13 +95,13 @@ def columns_of(ws: Workspace, scores: bool, layer: str | None) -> Columns:
     encoder = ws.resolved.encoder
     random = encoder.cls.posterior(encoder.config) != "point"
 
-    def of_layer(model: Model, batch: Batch) -> dict[str, Tensor]:
-        return {"latent": model.layer(batch.x, layer).reshape(len(batch), -1)}
+    def of_layer(model: Model, x: Tensor) -> dict[str, Tensor]:
+        return {"latent": model.layer(x, layer).flatten(1)}
 
-    def of_code(model: Model, batch: Batch) -> dict[str, Tensor]:
-        q, p_x = model.round_trip(batch.x) if scores else (model.posterior(batch.x), None)
+    def of_code(model: Model, x: Tensor) -> dict[str, Tensor]:
+        q, p_x = model.round_trip(x) if scores else (model.posterior(x), None)
         found = {"latent": q.mean} | ({"latent_std": q.stddev} if random else {})
-        return found if p_x is None else found | {"reconstruction_nats": -p_x.log_prob(batch.target)}
+        return found if p_x is None else found | {"reconstruction_nats": -p_x.log_prob(x)}
 
     return of_code if layer is None else of_layer
 
@@ -124,38 +123,46 @@ def write_splits(
 def write_split(
     ws: Workspace, model: Model, source: DataSet, split: str, folder: Path, facts: dict[str, str], columns_of: Columns
 ) -> dict[str, float]:
-    """Each rank writes every world-th part; the manifest comes last, when all are there."""
-    feed = Feed(source.split(split), None, ws.scaling, seed=ws.recipe.seed, device=ws.device, residency=ws.recipe.data.residency)
-    keys, labels = source.split(split).keys, source.labels(split)
-    parts = latents.parts_of(feed.split.rows)
+    """Each rank writes every world-th part; the manifest comes last, when all are there.
+
+    Samples are read once and in order, a batch at a time, so memory holds one part however large the split is.
+    """
+    samples, keys, labels = source.split(split), source.split(split).keys, source.labels(split)
+    parts = latents.parts_of(samples.rows)
     with distributed.main_first() as main:
         if main:
             (folder / latents.MANIFEST).unlink(missing_ok=True)
     nats = []
-    with ws.reporter.bar(f"extract {split}", feed.split.rows) as advance:
+    with ws.reporter.bar(f"extract {split}", samples.rows) as advance:
         for i in range(distributed.rank(), len(parts), distributed.world()):
-            rows = np.asarray(parts[i])
-            columns = {"key": keys[rows], "label": labels[rows], **encode(model, feed, rows, columns_of)}
-            latents.write_part(latents.part_of(folder, i), columns, facts)
+            part = slice(parts[i].start, parts[i].stop)
+            columns = encode(model, samples, parts[i], ws.scaling, ws.device, columns_of)
+            latents.write_part(latents.part_of(folder, i), {"key": keys[part], "label": labels[part], **columns}, facts)
             nats.append(columns.get("reconstruction_nats", np.empty(0)))
-            advance(len(rows) * distributed.world(), "")
+            advance(len(parts[i]) * distributed.world(), "")
     distributed.barrier()
     with distributed.main_first() as main:
         if main:
-            latents.finish(folder, feed.split.rows, facts, source.card.y.task if source.card.y else None)
+            latents.finish(folder, samples.rows, facts, source.card.y.task if source.card.y else None)
     own = np.concatenate(nats) if nats else np.empty(0)
     total, count = distributed.sum_over_ranks(torch.tensor([own.sum(), len(own)], dtype=torch.float64)).tolist()
     return {f"{split}/reconstruction_nats": total / count} if count else {}
 
 
-def encode(model: Model, feed: Feed, rows: np.ndarray, columns_of: Columns) -> dict[str, np.ndarray]:
+def encode(
+    model: Model, samples: Rows, rows: range, scaling: Scaling, device: torch.device, columns_of: Columns
+) -> dict[str, np.ndarray]:
     """The columns of some rows, each (n, ...) float32, in evaluation mode."""
-    columns: dict[str, list[np.ndarray]] = {}
+    columns: dict[str, Tensor] = {}  # on the device, so that nothing waits for it before the end
     with frozen(model), torch.inference_mode():
-        for batch in feed.in_order(BATCH_ROWS, rows):
-            for name, value in columns_of(model, batch).items():
-                columns.setdefault(name, []).append(value.float().cpu().numpy())
-    return {name: np.concatenate(values) for name, values in columns.items()}
+        for at in range(0, len(rows), BATCH_ROWS):
+            stored = samples.read(np.asarray(rows[at : at + BATCH_ROWS]))
+            x = scaling(torch.from_numpy(stored).to(device, non_blocking=True))
+            for name, value in columns_of(model, x).items():
+                if name not in columns:
+                    columns[name] = torch.empty(len(rows), *value.shape[1:], device=device)
+                columns[name][at : at + len(x)] = value
+    return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
 def other_data(ws: Workspace, path: Path) -> DataSet:

@@ -24,6 +24,7 @@ from ssl_ae.stages.labels import Labels, labels_of
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.report import draw_figures, log_model, tell_comparison
 from ssl_ae.stages.scoring import predict_rows, score
+from ssl_ae.stages.solved_head import solve_head
 from ssl_ae.stages.training_run import final_metrics, train
 from ssl_ae.stages.workspace import Workspace, only_writer
 from ssl_ae.tracking import Tracker
@@ -100,7 +101,13 @@ def train_head(
     val = codes_feed(origin, z["val"], origin.labels("val"), None)
     codes = on_codes(model.head, origin.resolved.shapes)
     plan = head_training(training, len(labels.y), labels.count)
-    kept, progress = train(origin, codes, plan, feed, training, name=name, stage=stage, tracker=tracker, val=val, resume=resume)
+    ways = {
+        "steps": lambda: train(
+            origin, codes, plan, feed, training, name=name, stage=stage, tracker=tracker, val=val, resume=resume
+        ),
+        "lbfgs": lambda: (codes, solve_head(origin, codes, z["train"], labels, val, tracker, name)),
+    }
+    kept, progress = ways[training.solver.name]()
     model.head.load_state_dict(kept.head.state_dict())
     return model, progress
 
@@ -171,8 +178,8 @@ def uses_pretrained(training: Finetune) -> bool:
 def fields_of(ws: Workspace, labels: Labels, origin: Workspace | None) -> dict[str, Any]:
     """What decides the finetuned weights."""
     tree = ws.resolved.as_dict()
-    unread = {"sequential": ("alpha", "labeled_fraction", "init"), "joint": ()}.get(
-        ws.recipe.finetune.mode, ("alpha", "labeled_fraction")
+    unread = {"sequential": ("alpha", "labeled_fraction", "init"), "joint": ("solver",)}.get(
+        ws.recipe.finetune.mode, ("alpha", "labeled_fraction", "solver")
     )
     return {
         "seed": tree["seed"],

@@ -47,6 +47,7 @@ def train(
         device=ws.device,
         bf16=ws.recipe.precision == "bf16",
         compile_step=ws.recipe.compile is True,
+        replay=ws.recipe.compile == "auto",
         validate=(lambda m, objective: validate(m, objective, val)) if val is not None and val.split.rows else (lambda *_: {}),
         save=(lambda checkpoint: _save(stage, checkpoint)) if stage else (lambda checkpoint: None),
         listener=listener,
@@ -105,6 +106,9 @@ class Teller(Listener):
         if now - self._told_at >= BAR_EVERY_SECONDS:
             self._advance(self._untold, _shown(self._latest))
             self._untold, self._told_at = 0, now
+
+    def warned(self, message: str) -> None:
+        self.reporter.warn(message)
 
     def measured(self, step: int, values: dict[str, float]) -> None:
         self._latest = values

@@ -14,8 +14,9 @@ LONGEST_PAUSE_SECONDS = 60.0
 
 
 class Courier:
-    """Delivers one stage every 5 s, after failures in 5, 10, 20, 40, 60, 60, ... s, and once more at `finish`.
+    """Delivers one stage every 5 s, after failures in 10, 20, 40, 60, 60, ... s, and once more at `finish`.
 
+    Not before the first 5 s are over: importing mlflow takes longer than importing torch, and the first step comes first.
     A daemon thread: a store that hangs can hold up neither the training nor the end of the process.
     """
 
@@ -44,7 +45,7 @@ class Courier:
 
     def _run(self) -> None:
         delivery = Delivery(self._run_folder, self._uri, self._on_progress)
-        pause = 0.0
+        pause = INTERVAL_SECONDS
         finishing = False
         while not finishing:
             finishing = self._finishing.wait(pause)  # asked before the pass, so that a last pass sees the last event
@@ -54,7 +55,7 @@ class Courier:
             except Exception as error:  # whatever a store does, the training must not feel it
                 self._run_id = None
                 self._warn(delivery.store, str(error) or type(error).__name__)
-                pause = min(max(INTERVAL_SECONDS, 2 * pause), LONGEST_PAUSE_SECONDS)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         if delivery.refused:
             self._warnings.append(refusal(delivery))
 

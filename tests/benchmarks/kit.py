@@ -133,6 +133,15 @@ def peer(distribution: str, make: Callable[[], Side]) -> dict[str, Side | Missin
     return {f"{distribution} {version}": make()}
 
 
+def why_no_bf16() -> str:
+    """Why rows in bf16 are skipped here, or nothing: where the processor only emulates it, it says nothing about speed."""
+    import torch
+
+    if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
+        return ""
+    return "this processor has no native bf16 (avx512_bf16 or amx_bf16)"
+
+
 def table(rows: Iterable[Timed]) -> str:
     """Markdown: a line for each peer of a row."""
     lines = ["| work | ours | peer | limit | ours / peer | ours / limit | bar |", "|---|---|---|---|---|---|---|"]

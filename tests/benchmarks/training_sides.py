@@ -27,7 +27,8 @@ from ssl_ae.plan import pretraining
 from ssl_ae.registry import Registry
 from ssl_ae.resolve import resolve
 from ssl_ae.stages.workspace import no_denormals
-from ssl_ae.training import Trainer, micro_batches
+from ssl_ae.stepping import micro_batches
+from ssl_ae.training import Trainer
 from tests.benchmarks.kit import Side, spent
 
 ROWS, SIDE, HIDDEN, LATENT = 8192, 28, 512, 16
@@ -48,19 +49,11 @@ def inputs() -> Tensor:
     return torch.from_numpy(images()).float() / 255
 
 
-def ours(model: dict[str, Any], batch: int, bf16: bool = False) -> Side:
+def ours(model: dict[str, Any], batch: int, bf16: bool = False, device: torch.device = CPU) -> Side:
     """Steps of `ssl-ae pretrain`: batch, step, and a reading of the metrics every `log_every` steps."""
-    x = images()
-    card = Card(name="bench", x=X(kind="image", dtype="uint8", shape=x.shape[1:], range=(0, 255)), splits={})
-    tree = {"name": "bench", "data": {"path": "."}, "model": model, "pretrain": {"epochs": 10_000, "batch_size": batch}}
-    resolved = resolve(recipes.parse(tree), Registry.discover(), card)
-    torch.manual_seed(0)
-    fresh = build(resolved, head=False)
-    feed = Feed(Table(x), None, Scaling(card.x, resolved.scale), seed=0, device=CPU, residency="resident")
-    plan, training = pretraining(resolved, fresh, ROWS), resolved.recipe.pretrain
-    trainer = Trainer(fresh, plan, feed, training, seed=0, device=CPU, bf16=bf16)
-    run = trainer.runs[0]
-    batches = feed.batches((run.phase.draw, k) for k in count())
+    trainer = trainer_of(model, batch, bf16, device)
+    run, training = trainer.runs[0], trainer.training
+    batches = trainer.feed.batches((run.phase.draw, k) for k in count())
 
     def steps() -> None:
         with no_denormals():  # as every stage runs
@@ -71,6 +64,20 @@ def ours(model: dict[str, Any], batch: int, bf16: bool = False) -> Side:
                     trainer._read()
 
     return Side(steps, amount=STEPS)
+
+
+def trainer_of(model: dict[str, Any], batch: int, bf16: bool, device: torch.device) -> Trainer:
+    """What `ssl-ae pretrain` builds of a recipe whose data are `images()`."""
+    x = images()
+    card = Card(name="bench", x=X(kind="image", dtype="uint8", shape=x.shape[1:], range=(0, 255)), splits={})
+    tree = {"name": "bench", "data": {"path": "."}, "model": model, "pretrain": {"epochs": 10_000, "batch_size": batch}}
+    resolved = resolve(recipes.parse(tree), Registry.discover(), card)
+    torch.manual_seed(0)
+    fresh = build(resolved, head=False).to(device)
+    scaling = Scaling(card.x, resolved.scale).to(device)
+    feed = Feed(Table(x), None, scaling, seed=0, device=device, residency="resident")
+    plan, training = pretraining(resolved, fresh, ROWS), resolved.recipe.pretrain
+    return Trainer(fresh, plan, feed, training, seed=0, device=device, bf16=bf16, replay=True)
 
 
 class Vae(nn.Module):
@@ -136,7 +143,7 @@ def plain(make: Callable[[], nn.Module], batch: int, bf16: bool = False) -> Side
     return Side(lambda: next(endless) and None)
 
 
-def pythae_vae(batch: int) -> Side:
+def pythae_vae(batch: int, device: torch.device = CPU) -> Side:
     """One step of pythae's trainer with its default networks, which are 784-512-16 too; a call is an epoch."""
     from pythae.data.datasets import BaseDataset
     from pythae.models import VAE, VAEConfig
@@ -147,7 +154,7 @@ def pythae_vae(batch: int) -> Side:
     x = inputs()
     config = VAEConfig(input_dim=(1, SIDE, SIDE), latent_dim=LATENT, reconstruction_loss="bce")
     options = BaseTrainerConfig(
-        output_dir=tempfile.mkdtemp(), num_epochs=1, per_device_train_batch_size=batch, learning_rate=1e-3, no_cuda=True
+        output_dir=tempfile.mkdtemp(), num_epochs=1, per_device_train_batch_size=batch, learning_rate=1e-3, no_cuda=device == CPU
     )
     trainer = BaseTrainer(VAE(config), BaseDataset(x, torch.zeros(len(x))), training_config=options)
     trainer.prepare_training()

@@ -5,6 +5,7 @@ import pytest
 import torch
 from engine_kit import CONSTANT, feed_of, fresh, resolved, rows, trainer_of
 from ssl_ae_builtins.conv import ConvDecoder, ConvEncoder, grids
+from torch.nn import functional as F
 
 from ssl_ae import Pass, Shapes
 
@@ -85,6 +86,27 @@ def test_the_first_layer_is_a_correlation_with_its_filters():
         for j in range(4):
             expected[:, :, i, j] = b + np.einsum("ncuv,ocuv->no", padded[:, :, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], w)
     np.testing.assert_allclose(run.taps["h1"].detach(), expected.clip(0), rtol=0, atol=1e-12)
+
+
+def test_values_and_gradients_are_those_of_torch_s_layers_in_their_usual_layout():
+    """Memory layout and the bias added by itself must change nothing: output and gradient of every parameter, in float64."""
+    encoder, decoder = pair((3, 13, 11), channels=(5, 7), kernel=3, activation="tanh")
+    x = torch.rand(2, 3, 13, 11, dtype=torch.float64)
+
+    def plain(x):
+        for layer in (block[0] for block in encoder.blocks):
+            x = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding).tanh()
+        h = decoder.linear(encoder.latent.linear(x.flatten(1))).tanh().unflatten(1, decoder.start)
+        for i, layer in enumerate(block[0] for block in decoder.blocks):
+            h = F.conv_transpose2d(h if i == 0 else h.tanh(), layer.weight, layer.bias, 2, layer.padding, layer.output_padding)
+        return h
+
+    ours, theirs = decoder(encoder(x, Pass()).mean, Pass())[0].mean, plain(x)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-13)
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    slope = torch.randn_like(theirs)
+    for one, other in zip(*(torch.autograd.grad(y, parameters, slope) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 def test_pictures_are_the_filters():

@@ -150,7 +150,7 @@ def test_the_teacher_is_the_averaged_model_without_noise_or_gradient():
     found = resolved(model={"regularizers": [NOISE]}, extra=[(Consistency,)], finetune={"ema": 0.8})
     trainer = trainer_of(found, "joint", feed_of(X, Y))
     for _ in range(3):
-        before = weights(trainer.average.module)
+        before = weights(trainer.stepper.average.module)
         trainer.make_step(trainer.runs[0], [batch_of()])
     teacher = Consistency.seen[-1]
     assert not teacher.p_y.logits.requires_grad
@@ -158,7 +158,7 @@ def test_the_teacher_is_the_averaged_model_without_noise_or_gradient():
     by_hand.load_state_dict(before)
     assert torch.equal(teacher.p_y.logits, by_hand.predict(batch_of().x).logits)
     assert not any(name.startswith("_teacher") for name, _ in trainer.runs[0].step.named_parameters())
-    assert trainer.average.module.training == trainer.model.training  # its mode is given back
+    assert trainer.stepper.average.module.training == trainer.model.training  # its mode is given back
 
 
 def test_penalties_of_predictions_stand_beside_l_y():

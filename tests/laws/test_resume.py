@@ -128,7 +128,7 @@ def test_a_seed_is_a_run(tmp_path):
     results = []
     for disturbance, seed in ((1, 5), (2, 5), (1, 6)):
         each = trainer("joint")
-        each.seed = seed
+        each.stepper.seed = seed
         torch.manual_seed(disturbance)
         each.run()
         results.append(weights(each.model))

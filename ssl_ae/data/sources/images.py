@@ -9,13 +9,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ssl_ae.data.card import SPLITS, X
 from ssl_ae.data.sources import Block, Description, PackOptions, Source, name_of, path_of, rows_a_block
 from ssl_ae.errors import DataError, listing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ENDINGS = {".png", ".jpg", ".jpeg"}
 OTHER_ENDINGS = {".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".heic"}
@@ -115,12 +118,15 @@ class Images(Source):
 
     def _decode(self, file: _File) -> np.ndarray:
         """(C, H, W) uint8."""
+        from PIL import ImageOps
+        from PIL.Image import Resampling
+
         channels, height, width = self._x.shape
         with _opened(file.path) as image:
             upright = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
             upright = upright.convert("L" if channels == 1 else "RGB")
         if self._size is not None and upright.size != (width, height):
-            upright = upright.resize((width, height), Image.Resampling.BILINEAR)
+            upright = upright.resize((width, height), Resampling.BILINEAR)
         pixels = np.asarray(upright, dtype=np.uint8)
         if pixels.shape[:2] != (height, width):
             raise DataError(f"{file.path} changed its size while it was packed. Pack again once nothing writes to it.")
@@ -184,9 +190,11 @@ def _refuse_repeated_keys(splits: dict[str, list[_File]]) -> None:
 
 
 def _facts_of(path: Path) -> _Facts:
+    from PIL.Image import DecompressionBombWarning
+
     with warnings.catch_warnings():
         # Pillow warns of an image so large that it may be an attack on the memory: here that is an error
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("error", DecompressionBombWarning)
         return _read_facts(path)
 
 
@@ -201,7 +209,9 @@ def _read_facts(path: Path) -> _Facts:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Path) -> Iterator[Image]:
+    from PIL import Image, UnidentifiedImageError
+
     try:
         with Image.open(path, formats=FORMATS) as image:
             yield image

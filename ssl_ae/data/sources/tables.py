@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ssl_ae import tables
 from ssl_ae.data.card import SPLITS, X
 from ssl_ae.data.sources import (
     TO_BE_MEASURED,
@@ -81,7 +80,7 @@ class Table(Source):
         labels, before = self._targets.values, self._rows_before[split]
         for file in self._files[split]:
             first_row = 0
-            for batch in tables.read_batches(file):
+            for batch in _batches(file):
                 x = self._features_of(file, batch, first_row)
                 first_row += len(x)
                 for part in (x[begin : begin + step] for begin in range(0, len(x), step)):
@@ -118,7 +117,7 @@ class Table(Source):
             before[split] = total
             for path in paths:
                 self._require_columns(path)
-                for batch in tables.read_batches(path):
+                for batch in _batches(path):
                     rows = len(batch[self._features[0]])
                     keys[split] += self._keys_of(path, split, batch, len(keys[split]), rows)
                     total += rows
@@ -161,8 +160,14 @@ def _by_split(folder: Path) -> dict[str, list[Path]]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
+def _batches(path: Path) -> Iterator[dict[str, np.ndarray]]:
+    from ssl_ae import tables  # here, because pyarrow takes its time and every command imports the sources
+
+    return tables.read_batches(path)
+
+
 def _columns_of(path: Path) -> tuple[str, ...]:
-    batch = next(iter(tables.read_batches(path)), None)
+    batch = next(iter(_batches(path)), None)
     if not batch:
         raise DataError(f"{path} holds no rows. Add some, or leave the file out.")
     if all(_is_number(name) for name in batch):

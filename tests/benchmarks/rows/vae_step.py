@@ -18,11 +18,10 @@ MODEL = {
 BARS = {128: 1.35, 1024: 1.12}
 
 
-def products(batch: int, dtype: torch.dtype = torch.float32) -> Side:
+def products(batch: int, hidden: int = sides.HIDDEN, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Side:
     """Every matrix product of a step, forward and backward, on operands that are there already."""
-    encoder = [(sides.PIXELS, sides.HIDDEN), (sides.HIDDEN, 2 * sides.LATENT)]
-    decoder = [(sides.LATENT, sides.HIDDEN), (sides.HIDDEN, sides.PIXELS)]
-    layers = [[torch.randn(*size).to(dtype) for size in ((batch, n), (m, n), (batch, m))] for n, m in encoder + decoder]
+    sizes = [(sides.PIXELS, hidden), (hidden, 2 * sides.LATENT), (sides.LATENT, hidden), (hidden, sides.PIXELS)]
+    layers = [[torch.randn(*size, device=device).to(dtype) for size in ((batch, n), (m, n), (batch, m))] for n, m in sizes]
 
     @torch.no_grad()
     def step() -> None:
