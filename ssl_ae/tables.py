@@ -162,6 +162,9 @@ def _to_arrow(column: np.ndarray | Sequence[Any]) -> pa.Array:
 
 
 def _text_to_arrow(column: np.ndarray | Sequence[Any]) -> pa.Array:
+    if isinstance(column, np.ndarray) and column.dtype.kind == "T":  # numpy's own text, which arrow does not know: in parts,
+        starts = range(0, max(1, len(column)), ROWS_A_BATCH)  # because as Python's strings it takes four times the memory
+        return pa.concat_arrays([pa.array(column[at : at + ROWS_A_BATCH].tolist(), type=pa.string()) for at in starts])
     try:
         return pa.array(column, type=pa.string())
     except (pa.ArrowInvalid, pa.ArrowTypeError):  # paths, numbers: by their str

@@ -12,6 +12,7 @@ from ssl_ae import files
 from ssl_ae.data import card as cards
 from ssl_ae.data.card import Card
 from ssl_ae.data.foreign import Part, read_foreign
+from ssl_ae.data.keys import as_keys
 from ssl_ae.data.labels import UNLABELED, LabelTable, aligned
 from ssl_ae.data.shards import BLOCK_ROWS, ShardReader, as_slice, by_part, verify_sha256
 from ssl_ae.errors import DataError
@@ -39,12 +40,11 @@ class Split:
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """(rows,) object array of str."""
+        """(rows,) text, by `as_keys`."""
         if self._part is not None:
             return self._part.keys
-        found = np.empty(self.rows, dtype=object)
-        found[:] = list(chain.from_iterable(self._reader(index).keys() for index in range(len(self._shards))))
-        return found
+        parts = [as_keys(self._reader(index).keys()) for index in range(len(self._shards))]
+        return np.concatenate(parts) if parts else as_keys([])
 
     @cached_property
     def block_starts(self) -> np.ndarray:

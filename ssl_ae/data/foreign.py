@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 from ssl_ae import files
 from ssl_ae.data.card import SPLITS, Card, Shard, Split, X, Y
 from ssl_ae.data.holdout import holdout
+from ssl_ae.data.keys import as_keys, repeated
 from ssl_ae.data.moments import Moments, described
 from ssl_ae.data.shards import BLOCK_ROWS, ShardReader
 from ssl_ae.data.sources.targets import targets_of
@@ -26,7 +26,7 @@ class Part:
 
     readers: tuple[ShardReader, ...]
     selection: np.ndarray  # (n,) int64
-    keys: np.ndarray  # (n,) object array of str
+    keys: np.ndarray  # (n,) text, by `as_keys`
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,10 @@ def _open_alike(paths: Sequence[Path]) -> list[ShardReader]:
 
 
 def _unique_keys(readers: Sequence[ShardReader]) -> list[np.ndarray]:
-    keys = [reader.keys() for reader in readers]
-    counts = Counter(key for part in keys for key in part)
-    if len(counts) < sum(counts.values()):
-        keys = [[f"{reader.path.stem}/{key}" for key in part] for reader, part in zip(readers, keys, strict=True)]
-    return [np.array(part, dtype=object) for part in keys]
+    keys = [as_keys(reader.keys()) for reader in readers]
+    if repeated(keys) is None:
+        return keys
+    return [as_keys([f"{reader.path.stem}/{key}" for key in part]) for reader, part in zip(readers, keys, strict=True)]
 
 
 def _labels(folder: Path, readers: Sequence[ShardReader]) -> tuple[Y | None, np.ndarray | None]:

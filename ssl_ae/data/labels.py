@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 
 from ssl_ae.data.card import Y
 from ssl_ae.data.holdout import hash_order
+from ssl_ae.data.keys import as_keys, repeated, rows_of
 from ssl_ae.data.label_values import as_text, read_labels, read_numbers
 from ssl_ae.data.sources.targets import UNLABELED
 from ssl_ae.errors import DataError, did_you_mean, listing
@@ -25,15 +24,11 @@ INDEX = "class index"  # in the metadata of what we write; a user's numbers may 
 class LabelTable:
     """Labels of some samples, one row a key. `LabelTable.read` makes sure that keys are unique."""
 
-    keys: np.ndarray  # (n,) object array of str
+    keys: np.ndarray  # (n,) text, by `as_keys`
     labels: np.ndarray  # (n,) int64 class index, -1 where unknown | (n, T) float32, NaN where unknown
     weight: np.ndarray | None = None  # (n,) float32, >= 0
     probability: np.ndarray | None = None  # (n,) float32 in [0, 1]: how sure a pseudo-label is
     y: Y | None = None  # what the labels mean; always set by `read`
-
-    @cached_property
-    def row_of(self) -> dict[str, int]:
-        return dict(zip(self.keys, range(len(self.keys)), strict=True))
 
     @classmethod
     def read(cls, path: Path, y: Y | None = None) -> LabelTable:
@@ -85,7 +80,7 @@ def aligned(table: LabelTable, keys: Sequence[str]) -> np.ndarray:
     """The labels in the order of `keys`: (n,) int64 with -1 where unknown, or (n, T) float32 with NaN there."""
     unknown = UNLABELED if table.labels.ndim == 1 else np.nan
     found = np.full((len(keys), *table.labels.shape[1:]), unknown, dtype=table.labels.dtype)
-    rows = np.fromiter(map(table.row_of.get, keys, repeat(-1)), dtype=np.int64, count=len(keys))
+    rows = rows_of(as_keys(keys), as_keys(table.keys))
     found[rows >= 0] = table.labels[rows[rows >= 0]]
     return found
 
@@ -166,8 +161,7 @@ def _columns(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _keys(path: Path, column: np.ndarray) -> np.ndarray:
-    keys = np.empty(len(column), dtype=object)
-    keys[:] = as_text(column)
+    keys = as_keys(as_text(column))
     missing = keys == ""
     if missing.any():
         raise DataError(f"{path}: row {int(missing.argmax()) + 1}: the key is missing. Every row needs one.")
@@ -186,7 +180,9 @@ def _within(path: Path, name: str, column: np.ndarray | None, low: float, high: 
 
 def _first_of_each_key(path: Path, keys: np.ndarray, columns: Sequence[np.ndarray]) -> np.ndarray:
     """The first row of every key, in the table's order; the later rows of a key must say the same."""
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    if repeated([keys]) is None:
+        return np.arange(len(keys))
+    _, first, group = np.unique(keys.astype(object), return_index=True, return_inverse=True)
     for column in columns:
         known = column[first[group]]
         same = (column == known) | ((column != column) & (known != known))  # NaN agrees with NaN

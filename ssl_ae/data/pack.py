@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ssl_ae.data import card as cards
 from ssl_ae.data.card import Card, Shard, Split, X, Y
 from ssl_ae.data.dataset import DataSet
 from ssl_ae.data.holdout import holdout
+from ssl_ae.data.keys import as_keys, repeated
 from ssl_ae.data.labels import UNLABELED, LabelTable
 from ssl_ae.data.moments import Moments, described
 from ssl_ae.data.shards import ShardReader, ShardWriter, verify_sha256
@@ -103,7 +105,7 @@ class _Packing:
         self._about = source.describe()
         self._every, self._train = Moments(), Moments()
         self._measures = self._about.x.kind == "vector" or self._about.x.range == TO_BE_MEASURED
-        self._label_keys: list[str] = []
+        self._label_keys: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
 
     def run(self, origin: str) -> Card:
@@ -144,7 +146,7 @@ class _Packing:
                 away = held[row:stop]
                 for writer, chosen in ((main, ~away), (val, away)):
                     if chosen.any():
-                        writer.write([key for key, wanted in zip(block.keys, chosen, strict=True) if wanted], block.x[chosen])
+                        writer.write(list(compress(block.keys, chosen.tolist())), block.x[chosen])
                 if self._measures:
                     self._every.add(block.x)
                     if name == "train":
@@ -179,12 +181,12 @@ class _Packing:
             return
         known = block.labels != UNLABELED if block.labels.ndim == 1 else ~np.isnan(block.labels).all(axis=1)
         if known.any():
-            self._label_keys += [block.keys[row] for row in np.flatnonzero(known)]
+            self._label_keys.append(as_keys(block.keys)[known])
             self._labels.append(block.labels[known])
 
     def _write_labels(self) -> str:
         path = self._folder / cards.LABELS_FILE_NAME
-        LabelTable(np.array(self._label_keys, dtype=object), np.concatenate(self._labels)).write(path)
+        LabelTable(np.concatenate(self._label_keys), np.concatenate(self._labels)).write(path)
         return files.sha256_of(path)
 
     def _measured(self) -> X:
@@ -219,14 +221,11 @@ def _kind_of(source: str, sources: Sequence[type[Source]]) -> type[Source]:
 
 
 def _refuse_repeated(keys: dict[str, Sequence[str]], origin: str) -> None:
-    seen: set[str] = set()
     for split, some in keys.items():
         if len(some) == 0:
             raise DataError(f"{origin}: the split {split} holds no samples. Add some, or leave it out.")
-        for key in some:
-            if key in seen:
-                raise DataError(f"{origin}: the key {key!r} stands for two samples. Give each its own.")
-            seen.add(key)
+    if (key := repeated([*keys.values()])) is not None:
+        raise DataError(f"{origin}: the key {key!r} stands for two samples. Give each its own.")
 
 
 def _holds(out: Path, card: Card) -> bool:

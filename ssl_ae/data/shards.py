@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import itertools
 import json
@@ -26,6 +25,7 @@ SHARD_BYTES = 256 * 2**20
 BLOCK_X, BLOCK_KEYS = "x.npy", "key.json"
 GATHER_ROWS = 4096  # copied at once: bounds the copy that numpy makes on the way
 OPEN_MAPS = 256  # a map holds a file descriptor, of which a process has 1,024 as a rule
+MAPPED_BYTES = 512 * 2**20  # read through maps before they are let go: pages that were read count as memory of the process
 
 
 class ShardWriter:
@@ -66,7 +66,7 @@ class ShardWriter:
         if kind[0] not in ("uint8", "float32") or kind != (self._kind or kind):
             raise ValueError(f"samples {kind} after {self._kind}: expected uint8 or float32, all of one dtype and shape")
         self._kind = kind
-        self._keys.extend(str(key) for key in keys)
+        self._keys.extend(map(str, keys))
         self._x.append(np.array(x))  # a copy: the caller may use its buffer again
         rows = max(1, min(self._block_rows, BLOCK_BYTES // max(1, x[0].nbytes)))
         if len(self._keys) >= rows:
@@ -169,10 +169,11 @@ class ShardReader:
         if out is None:
             out = np.empty((len(rows), *self.x.shape), self.x.dtype)
         self._layout.read(self._map(), np.asarray(rows), out)
+        _MAPS.count(out.nbytes)
         return out
 
     def _map(self) -> np.ndarray:
-        return _memory_map(self.path, self._stamp)
+        return _MAPS.of(self.path, self._stamp)
 
 
 class _Blocks:
@@ -273,11 +274,33 @@ def _stamp(path: Path, expected: Shard | None) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-@functools.lru_cache(maxsize=OPEN_MAPS)
-def _memory_map(path: Path, stamp: tuple[int, ...]) -> np.ndarray:
-    if not path.stat().st_size:
-        return np.empty(0, np.uint8)  # nothing cannot be mapped
-    return np.asarray(np.memmap(path, np.uint8, mode="r"))  # slices of the subclass cost a microsecond more
+class _Maps:
+    """Memory maps of the shards that are being read. A map lives as long as somebody reads through it."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[Path, tuple[int, ...]], np.ndarray] = {}
+        self._read = 0  # bytes, since the maps were last let go
+
+    def of(self, path: Path, stamp: tuple[int, ...]) -> np.ndarray:
+        """(size,) uint8 of the file that had this stamp. Raises DataError where another has its name now."""
+        found = self._open.get((path, stamp))
+        if found is None:
+            if len(self._open) >= OPEN_MAPS:
+                self._open = {}
+            if _stamp(path, None) != stamp:
+                raise DataError(f"{path} was replaced while it was read. Start again.")
+            size = stamp[1]  # nothing cannot be mapped; and slices of a memmap cost a microsecond more than an array's
+            self._open[path, stamp] = found = np.asarray(np.memmap(path, np.uint8, mode="r")) if size else np.empty(0, np.uint8)
+        return found
+
+    def count(self, size: int) -> None:
+        """Take note of so many bytes that were read."""
+        self._read += size
+        if self._read > MAPPED_BYTES:
+            self._open, self._read = {}, 0
+
+
+_MAPS = _Maps()
 
 
 def _by_block(path: Path, members: Iterable[Member]) -> dict[str, dict[str, Member]]:

@@ -5,7 +5,9 @@
 
 Images of 28 x 28 are repeated into IDX files, packed, trained on for one epoch and extracted, each in a process of its own.
 Processor time is counted, after the imports. Peak memory is what the process has beyond its imports: `private` is what it
-allocated itself; `resident` counts the pages of mapped shards too, which are the system's cache and make way for others.
+allocated itself; `resident` counts the pages of mapped shards too, which are the system's cache and make way for others. A
+stage has costs before its first row (figures, checkpoints), so growth is told by each further row: its time from one size to
+the next, which is to stay within a tenth of the first such time, and its memory.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +34,8 @@ from PIL import Image
 from tests.benchmarks import kit
 from tests.benchmarks import training_sides as sides
 
-ROWS = (60_000, 600_000, 6_000_000)
-FILES = 1_000_000
+ROWS = (6_000, 60_000, 600_000, 6_000_000)  # the first only tells what a work costs before its first row
+FILES = (10_000, 100_000, 1_000_000)
 BYTES_A_ROW = 2 * sides.PIXELS + 400  # source, shards, latents
 BYTES_A_FILE = 2 * 2048  # a name in a folder, and a sample in a shard
 SHARD_FILES = 10_000
@@ -213,26 +214,39 @@ def stages_at(rows: int, place: Path) -> dict[str, dict[str, float]]:
 
 
 def table(found: dict[int, dict[str, dict[str, float]]], unit: str) -> str:
-    lines = [f"| work | {unit} | time a {unit.removesuffix('s')} | to the first | peak memory, private | resident | private more a {unit.removesuffix('s')} |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    first = min(found)
-    for name in found[first]:
+    """A line for each work and size; time and private memory of each further row since the size before."""
+    titles = (
+        "work",
+        unit,
+        "seconds",
+        f"each further of the {unit}",
+        "to the first such",
+        "private",
+        "resident",
+        "private a further one",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name in next(iter(found.values())):
+        before, slopes = None, []
         for many, each in found.items():
-            figures, base = each[name], found[first][name]
-            per, per_first = figures["seconds"] / many, base["seconds"] / first
-            more = (figures["private"] - base["private"]) / (many - first) if many > first else 0.0
-            shown = f"{more:.0f} B" if many > first else "-"
-            lines.append(
-                f"| {name} | {many:,} | {1e6 * per:.2f} us | {per / per_first:.2f} | {figures['private'] / 2**20:,.0f} MiB | "
-                f"{figures['resident'] / 2**20:,.0f} MiB | {shown} |"
-            )
+            figures = each[name]
+            further = ["-"] * 3
+            if before:
+                fewer, base = before
+                slopes.append((figures["seconds"] - base["seconds"]) / (many - fewer))
+                held = (figures["private"] - base["private"]) / (many - fewer)
+                further = [f"{1e6 * slopes[-1]:.2f} us", f"{slopes[-1] / slopes[0]:.2f}", f"{held:.0f} B"]
+            memory = [f"{figures[kind] / 2**20:,.0f} MiB" for kind in ("private", "resident")]
+            cells = [name, f"{many:,}", f"{figures['seconds']:.1f}", *further[:2], *memory, further[2]]
+            lines.append(f"| {' | '.join(cells)} |")
+            before = many, figures
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="*", default=ROWS, metavar="N", help="sizes of the data set")
-    parser.add_argument("--files", type=int, nargs="*", default=(FILES // 10, FILES), metavar="N", help="files to index")
+    parser.add_argument("--files", type=int, nargs="*", default=FILES, metavar="N", help="files to index")
     parser.add_argument("--place", type=Path, help="where the data may lie for a while; the system's temporary folder")
     parser.add_argument("--alone", nargs="*", metavar="WORK PLACE", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -248,7 +262,6 @@ def main() -> None:
                 continue
             with tempfile.TemporaryDirectory(dir=place) as here:
                 stages[rows] = stages_at(rows, Path(here))
-                print(table(stages,"rows"),file=sys.stderr)
         for files in sorted(given.files):
             if files * BYTES_A_FILE > 0.9 * free:
                 print(f"{files:,} files are left out: they need {files * BYTES_A_FILE:,} bytes, and {free:,} are free")

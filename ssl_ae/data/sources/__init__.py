@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from ssl_ae.data.card import Task, X
+from ssl_ae.data.keys import NumberedKeys
 from ssl_ae.errors import DataError, listing
 
 ROWS_A_BLOCK = 1024
@@ -97,7 +98,7 @@ def name_of(place: str) -> str:
 
 def numbered_keys(split: str, start: int, stop: int) -> list[str]:
     """Keys of samples that have only a position: `train-00000017`, counted from 0."""
-    return [f"{split}-{row:08d}" for row in range(start, stop)]
+    return NumberedKeys(split, stop)[start:]
 
 
 def rows_a_block(x: X) -> int:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ssl_ae.data.card import X
+from ssl_ae.data.keys import NumberedKeys
 from ssl_ae.data.sources import Block, Description, PackOptions, Source, name_of, numbered_keys, path_of, rows_a_block
 from ssl_ae.errors import DataError
 
@@ -57,7 +58,7 @@ class Idx(Source):
         return Description(self._name, self._x, "classes" if names else None, names, tuple(self._images))
 
     def keys(self, split: str) -> Sequence[str]:
-        return numbered_keys(split, 0, self._shapes[split][0])
+        return NumberedKeys(split, self._shapes[split][0])
 
     def blocks(self, split: str) -> Iterator[Block]:
         path, rows, labels = self._images[split], self._shapes[split][0], self._labels[split]
@@ -68,7 +69,7 @@ class Idx(Source):
                 stop = min(start + step, rows)
                 content = _exactly(path, file, (stop - start) * self._x.size)
                 x = np.frombuffer(content, dtype=np.uint8).reshape(stop - start, *self._x.shape)
-                yield Block(numbered_keys(split, start, stop), x, None if labels is None else labels[start:stop])
+                yield Block(numbered_keys(split, start, stop), x, None if labels is None else labels[start:stop].astype(np.int64))
             _nothing_more(path, file)
 
     def _read_labels(self, folder: Path, split: str) -> np.ndarray | None:
@@ -82,7 +83,7 @@ class Idx(Source):
                 raise DataError(f"{path} holds {count} labels, but {self._images[split].name} {rows} images. Fetch both again.")
             content = _exactly(path, file, rows)
             _nothing_more(path, file)
-        return np.frombuffer(content, dtype=np.uint8).astype(np.int64)
+        return np.frombuffer(content, dtype=np.uint8)
 
 
 def _find(folder: Path, prefix: str, what: str, dimensions: int) -> Path | None:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ssl_ae.data.card import SPLITS, X
+from ssl_ae.data.keys import NumberedKeys
 from ssl_ae.data.sources import (
     TO_BE_MEASURED,
     Block,
@@ -73,7 +74,7 @@ class Npz(Source):
         return Description(name_of(str(self._path)), self._x, self._targets.task, self._targets.names, tuple(self._arrays))
 
     def keys(self, split: str) -> Sequence[str]:
-        return numbered_keys(split, 0, self._headers[split].rows)
+        return NumberedKeys(split, self._headers[split].rows)
 
     def blocks(self, split: str) -> Iterator[Block]:
         header, before, labels = self._headers[split], self._rows_before[split], self._targets.values
