@@ -5,9 +5,10 @@ from broken import breaks
 from claim_kit import WIDTH, Layer, Normalises, Stacked, StackedDecoder
 from pydantic import Field
 from torch import nn
+from torch.distributions import Categorical
 
 import ssl_ae
-from ssl_ae.testing.companions import PlainDecoder, PlainEncoder
+from ssl_ae.testing.companions import PlainDecoder, PlainEncoder, PlainHead
 
 # -- slices ---------------------------------------------------------------------------------------------------------------
 
@@ -284,3 +285,62 @@ class WakesUp(PlainEncoder):
     def pictures(self, trace):
         trace.model.train()
         return []
+
+
+# -- convex heads ---------------------------------------------------------------------------------------------------------
+
+
+class Convex(PlainHead):
+    """The softmax: what each broken convex head changes."""
+
+    name = "broken"
+    tasks = frozenset({"classes"})
+
+    def forward(self, features):
+        return self.output(self.linear(features))
+
+    def output(self, raw):
+        return Categorical(logits=raw.float(), validate_args=False)
+
+    @classmethod
+    def convex(cls, config):
+        return True
+
+    def affine(self):
+        return self.linear
+
+    def gradient(self, p_y, batch):
+        return (p_y.probs - nn.functional.one_hot(batch.y, p_y.probs.shape[1])) * batch.weight_y[:, None]
+
+
+@breaks("convex", "it also trains temperature")
+class Tempered(Convex):
+    def __init__(self, config, shapes):
+        super().__init__(config, shapes)
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, features):
+        return self.output(self.linear(features) * self.temperature)
+
+
+@breaks("convex", "output\\(W z \\+ b\\) is not what it predicts")
+class Doubled(Convex):
+    def forward(self, features):
+        return self.output(2 * self.linear(features))
+
+
+@breaks("convex", "half-way between two values of W z \\+ b is above theirs")
+class Waves(Convex):
+    def output(self, raw):
+        return super().output(3 * raw.sin())
+
+
+@breaks("convex", "gradient is not what autograd finds")
+class Unweighted(Convex):
+    def gradient(self, p_y, batch):
+        return p_y.probs - nn.functional.one_hot(batch.y, p_y.probs.shape[1])
+
+
+@breaks("convex", "declares convex without gradient")
+class Promises(Convex):
+    gradient = PlainHead.gradient

@@ -1,4 +1,4 @@
-"""Checks of what encoders and decoders claim of their inside: slices, ranges, gradients, noise; and of what any part shows."""
+"""Checks of what components claim of their inside: slices, ranges, gradients, noise, convexity; and of what any part shows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from ssl_ae import pictures as drawable
 from ssl_ae.components import Decoder, Encoder
 from ssl_ae.model import CODE, Model, frozen
+from ssl_ae.objective import supervised
 from ssl_ae.testing.check import Check, Finding, check, require
 from ssl_ae.testing.mapped import alike, distribution
 from ssl_ae.testing.world import Subject, World
-from ssl_ae.trace import Batch, Need, Pass, matches
+from ssl_ae.trace import Batch, Need, Pass, Trace, matches
 
 STEPS = (0, 1_000, 1_000_000)  # noise may come or go with the steps
 SCALES = (1.0, 1e3, -1e3)  # of inputs: layers that lie in [0, 1] do so for any
@@ -254,6 +256,40 @@ def pictures(subject: Subject) -> None:
         require(not moved, f"{world.name}: it changed {', '.join(moved)}.")
 
 
+@check(
+    "head",
+    rule="where convex(config) is true, p(y|z) is output(W z + b), affine() holds W, b and no other parameter is trained, l_Y is "
+    "convex in W z + b, and gradient(p_y, batch) is its derivative there, with the weights of the rows.",
+    cure="give `affine`, `output` and `gradient` of the same formula as `forward`, or leave `convex` out.",
+)
+def convex(subject: Subject) -> None:
+    for world, model in _alone(subject):
+        head, sample = model.head, world.sample()
+        if not subject.cls.convex(head.config):
+            continue
+        affine, y = head.affine(), sample.y.clone()
+        others = [name for name, p in head.named_parameters() if p is not affine.weight and p is not affine.bias]
+        require(not others, f"{world.name}: it also trains {', '.join(others)}.")
+        if y.dim() == 2:
+            y[0, 0] = torch.nan
+        batch = Batch(x=sample.z, y=y, weight_y=torch.linspace(0, 2, len(y)))
+
+        def l_y(p_y: Distribution, batch: Batch = batch) -> Tensor:
+            return supervised(Trace(model=None, batch=batch, p_y=p_y))
+
+        same = torch.allclose(l_y(head(sample.z)), l_y(head.output(affine(sample.z))), rtol=1e-4, atol=1e-4)
+        require(same, f"{world.name}: output(W z + b) is not what it predicts.")
+        a, b = 3 * torch.randn(2, len(y), affine.out_features)
+        between, ends = l_y(head.output((a + b) / 2)), (l_y(head.output(a)) + l_y(head.output(b))) / 2
+        require(
+            bool((between <= ends + 1e-3).all()), f"{world.name}: l_Y half-way between two values of W z + b is above theirs."
+        )
+        a.requires_grad_()
+        (expected,) = torch.autograd.grad(l_y(head.output(a)).sum(), a)
+        right = torch.allclose(head.gradient(head.output(a.detach()), batch), expected, rtol=1e-3, atol=1e-4)
+        require(right, f"{world.name}: gradient is not what autograd finds.")
+
+
 CHECKS: tuple[Check, ...] = (
     slices,
     unit_interval,
@@ -264,4 +300,5 @@ CHECKS: tuple[Check, ...] = (
     reads_layers,
     statistics,
     pictures,
+    convex,
 )
