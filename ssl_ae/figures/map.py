@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,13 +70,18 @@ def _plane(z: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """(n, K) -> (n, min(K, 2)) and the name of each axis."""
     if z.shape[1] <= 2:
         return z, [f"z{index}" for index in range(1, z.shape[1] + 1)]
-    names = ["t-SNE 1", "t-SNE 2"]
     spread = float(z.std())
     if len(z) < 4 or spread == 0.0:  # too few to have neighbours, or a collapsed code: nothing to arrange
         return z[:, :2], ["z1", "z2"]
+    return _arranged((z / spread).tobytes(), z.dtype.str, len(z)).copy(), ["t-SNE 1", "t-SNE 2"]
+
+
+@functools.lru_cache(maxsize=1)
+def _arranged(content: bytes, kind: str, rows: int) -> np.ndarray:
+    """(rows, 2) by t-SNE of the numbers in `content`. Kept: extraction and a head on its latents show the same codes."""
+    z = np.frombuffer(content, kind).reshape(rows, -1)
     with threadpool_limits(1):  # on cores that others use too, its threads wait for each other more than they work
-        tsne = TSNE(init="random", perplexity=min(30, (len(z) - 1) / 3), max_iter=500, random_state=0)
-        return tsne.fit_transform(z / spread), names
+        return TSNE(init="random", perplexity=min(30, (rows - 1) / 3), max_iter=500, random_state=0).fit_transform(z)
 
 
 def _draw_classes(axes: Axes, points: np.ndarray, labels: np.ndarray, known: np.ndarray, names: Sequence[str]) -> None:

@@ -49,6 +49,7 @@ class Row:
     sides: Mapping[str, Side | Missing]  # "ours" and "limit" have fixed names
     bars: tuple[Bar, ...] = ()
     note: str = ""
+    rounds: int | None = None  # for work of many seconds: so few turns, of one call each, without one that warms up
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,9 @@ def spent() -> float:
 def timed(row: Row, rounds: int = ROUNDS) -> Timed:
     """Every side in turn, `rounds` times: what slows the machine meanwhile slows them all."""
     sides = {name: side for name, side in row.sides.items() if isinstance(side, Side)}
-    calls = {name: _calls(side) for name, side in sides.items()}
+    calls = {name: 1 if row.rounds else _calls(side) for name, side in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
+    for _ in range(row.rounds or rounds):
         for name, side in sides.items():
             seconds[name].append(_turn(side, calls[name]))
     skipped = {name: side.reason for name, side in row.sides.items() if isinstance(side, Missing)}
