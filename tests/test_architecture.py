@@ -64,6 +64,7 @@ OWNERS = {
     "rich": {"progress"},
     "matplotlib": {"figures"},
     "faiss": {"neighbours"},
+    "scipy": {"solving"},
 }
 FORBIDDEN_ROOMS = {"utils", "common", "helpers", "base", "misc", "types"}
 LONGEST = 400
