@@ -38,10 +38,5 @@ def test_numbered_keys_are_made_when_asked():
     assert list(keys) == keys[:] == [f"train-{row:08d}" for row in range(12)]
     assert (len(keys), keys[3], keys[-1]) == (12, "train-00000003", "train-00000011")
     assert keys[4:6] == ["train-00000004", "train-00000005"]
-        12,
-        "train-00000003",
-        "train-00000011",
-        ["train-00000004", "train-00000005"],
-    )
     with pytest.raises(IndexError):
         keys[12]

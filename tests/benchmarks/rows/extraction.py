@@ -77,9 +77,7 @@ class Extraction:
         """Read the train samples, and encode."""
         columns = columns_of(self.ws, scores=False, layer=None)
         with no_denormals():
-            return [
-                encode(self.model, self.samples, part, self.ws.scaling, CPU, columns) for part in latents.parts_of(self.rows)
-            ]
+            return [encode(self.model, self.samples, part, self.ws.scaling, CPU, columns) for part in latents.parts_of(self.rows)]
 
     def write(self) -> None:
         """Only write, train."""
