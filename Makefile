@@ -14,7 +14,7 @@ export UV_FIND_LINKS := $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 endif
 endif
 
-.PHONY: help .venv demo test bench few-labels gallery lint format constraints clean
+.PHONY: help .venv demo test bench bench-growth few-labels gallery lint format constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -63,6 +63,10 @@ test: .venv ## run the tests
 # Peers run where they are installed; tests/benchmarks/bench.py says how.
 bench: .venv ## how fast the training step is, beside its peers and the hardware's limit
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.bench
+
+# Half an hour, and 10 GB of the temporary folder for a while.
+bench-growth: .venv ## time and memory of pack, pretrain, extract and indexing, by the size of the data
+	.venv/bin/python -m tests.benchmarks.growth
 
 # MNIST's four IDX files in a folder, packed first: ssl-ae data pack FOLDER data/mnist. About an hour on two cores.
 few-labels: .venv ## README's table: every mode at 100 and 1,000 labels of MNIST, 5 label seeds

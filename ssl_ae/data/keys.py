@@ -48,8 +48,10 @@ def rows_of(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
     if not len(among):
         return np.full(len(keys), -1, dtype=np.int64)
     known, wanted = _hashes(among), _hashes(keys)
-    order = np.argsort(known)
-    rows = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(among) - 1)]
+    # both in order: a search that jumps about in memory takes ten times as long
+    order, asked = np.argsort(known), np.argsort(wanted)
+    rows = np.empty(len(keys), dtype=np.int64)
+    rows[asked] = order[np.searchsorted(known[order], wanted[asked]).clip(max=len(among) - 1)]
     alike, same = known[rows] == wanted, among[rows] == keys
     if (alike & ~same).any():  # a stranger with the hash of a key, or two keys of one hash
         row_of = dict(zip(among, range(len(among)), strict=True))

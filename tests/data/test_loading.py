@@ -123,6 +123,16 @@ def test_streaming_reads_little_ahead_and_stops_with_its_reader():
     assert read <= loading.PREFETCH + 1
 
 
+def test_small_batches_are_read_together_and_large_ones_apart(monkeypatch):
+    split = Blocks()
+    draw(feed(split, "stream"), 9, Draw(5))
+    assert [len(read) for read in split.reads] == [40, 5]
+    monkeypatch.setattr(loading, "READ_BYTES", 2 * 5 * 6 + 1)  # two batches of 5 rows of 6 bytes
+    split = Blocks()
+    draw(feed(split, "stream"), 5, Draw(5))
+    assert [len(read) for read in split.reads] == [10, 10, 5]
+
+
 def test_an_error_of_the_reader_reaches_the_loop():
     class Broken(Blocks):
         def read(self, rows):

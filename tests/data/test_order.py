@@ -48,6 +48,22 @@ def test_a_stretch_may_cross_epochs(start, count):
     assert np.array_equal(order.take(start, count), stream[start : start + count])
 
 
+def test_a_stretch_is_the_same_wherever_one_begins(small_window):
+    """Windows are drawn one after another and forgotten: going on, going back and starting in the middle agree."""
+    stream = np.concatenate(epochs(Order(ROWS, seed=5, block_starts=BLOCKS), 4))
+    walker = Order(ROWS, seed=5, block_starts=BLOCKS)
+    for start, count in [(0, 10), (300, 20), (25, 40), (90, 200), (0, 388), (57, 1)]:
+        expected = stream[start : start + count]
+        assert np.array_equal(walker.take(start, count), expected)
+        assert np.array_equal(Order(ROWS, seed=5, block_starts=BLOCKS).take(start, count), expected)
+
+
+def test_the_order_of_a_seed_never_changes(small_window):
+    """A resumed run must go on in the order that it began with."""
+    found = Order(np.arange(0, 2 * ROWS, 2), seed=5, block_starts=2 * BLOCKS).take(3 * ROWS, 8)
+    assert found.tolist() == [98, 40, 86, 82, 38, 112, 34, 42]  # of the order that held whole epochs
+
+
 def test_members_may_be_any_rows():
     members = np.array([3, 8, 21, 40, 77])
     assert sorted(Order(members, seed=1).take(0, 5)) == members.tolist()

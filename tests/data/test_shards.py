@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl_ae import files
+from ssl_ae.data import shards
 from ssl_ae.data.card import Shard, X
 from ssl_ae.data.shards import ShardReader, ShardWriter, verify_sha256
 from ssl_ae.errors import DataError
@@ -92,10 +93,10 @@ def test_rows_outside_the_shard_are_refused(tmp_path, rows):
 
 
 def test_shards_are_cut_by_bytes_and_numbered(tmp_path):
-    shards = write(tmp_path, block_rows=5, shard_bytes=4096)  # a block: 428 bytes of x, 90 of keys, with headers 2,048
-    assert [shard.file for shard in shards] == [f"train-{index:06d}.tar" for index in range(3)]
-    assert [shard.rows for shard in shards] == [10, 10, 3]
-    for shard in shards:
+    found = write(tmp_path, block_rows=5, shard_bytes=4096)  # a block: 428 bytes of x, 90 of keys, with headers 2,048
+    assert [shard.file for shard in found] == [f"train-{index:06d}.tar" for index in range(3)]
+    assert [shard.rows for shard in found] == [10, 10, 3]
+    for shard in found:
         path = tmp_path / shard.file
         assert (path.stat().st_size, files.sha256_of(path)) == (shard.bytes, shard.sha256)
         verify_sha256(path, shard)
@@ -269,6 +270,25 @@ def test_a_shard_that_takes_the_name_of_another_is_read_afresh(tmp_path):
     np.testing.assert_array_equal(ShardReader(path).read(np.arange(2)), -before)
 
 
+def test_maps_are_let_go_and_taken_up_again(tmp_path, monkeypatch):
+    [shard] = write(tmp_path)
+    reader, (_, x) = ShardReader(tmp_path / shard.file), samples()
+    monkeypatch.setattr(shards, "MAPPED_BYTES", 100)
+    for _ in range(3):
+        np.testing.assert_array_equal(reader.read(np.arange(ROWS)), x)  # 1,380 bytes: more than may stay mapped
+        assert not shards._MAPS._open
+
+
+def test_a_shard_replaced_while_it_is_read_is_noticed(tmp_path, monkeypatch):
+    [shard] = write(tmp_path)
+    path, reader = tmp_path / shard.file, ShardReader(tmp_path / shard.file)
+    monkeypatch.setattr(shards, "MAPPED_BYTES", 0)
+    reader.read(np.arange(2))
+    path.write_bytes(path.read_bytes()[:1024])  # a map of it would end in a crash
+    with pytest.raises(DataError, match="was replaced while it was read"):
+        reader.read(np.arange(2))
+
+
 # --- one file a sample
 
 
@@ -357,6 +377,26 @@ def test_an_image_of_another_size_is_found_when_it_is_read(tmp_path):
     reader = ShardReader(write_tar(tmp_path / "a.tar", members))
     with pytest.raises(DataError, match=r"sample b is uint8 \(1, 7, 5\), but the data set holds uint8 \(1, 5, 7\)"):
         reader.read(np.arange(2))
+
+
+def test_members_of_a_sample_may_lie_apart(tmp_path):
+    x = npy(np.ones(3))
+    members = {"a.cls": b"1", "b.cls": b"2", "b.npy": x, "b.json": b'{"label": 5}', "a.json": b'{"label": 6}', "a.npy": x}
+    reader = ShardReader(write_tar(tmp_path / "a.tar", members))
+    assert (reader.keys(), reader.labels()) == (["a", "b"], [1, 2])  # the .cls speaks where there are both
+    members = {"a.json": b'{"label": 7}', "b.npy": x, "a.npy": x, "a.cls": b"8"}
+    assert ShardReader(write_tar(tmp_path / "b.tar", members)).labels() == [8, None]
+
+
+def test_a_member_that_comes_twice_is_named(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as tar:
+        for content in (npy(np.ones(3)), npy(np.zeros(3))):
+            info = tarfile.TarInfo("a.npy")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"has a\.npy twice"):
+        ShardReader(path)
 
 
 def test_a_damaged_label_is_named(tmp_path):

@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ssl_ae.data.card import SPLITS, X
+from ssl_ae.data.keys import as_keys, repeated
 from ssl_ae.data.sources import Block, Description, PackOptions, Source, name_of, path_of, rows_a_block
 from ssl_ae.errors import DataError, listing
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 ENDINGS = {".png", ".jpg", ".jpeg"}
 OTHER_ENDINGS = {".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".heic"}
 FORMATS = ("PNG", "JPEG")
+ROWS_A_PART = 8192
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -32,13 +35,6 @@ UNLABELLED_FOLDERS = {"unlabelled", "unlabeled"}
 SIXTEEN_BITS = ("I", "F")  # first letter of Pillow's modes with more than 8 bits a channel
 SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 ORIENTATION = 0x0112  # EXIF tag
-
-
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    key: str
-    label: str | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class Images(Source):
     @classmethod
     def recognises(cls, place: str) -> bool:
         folder = path_of(place)
-        return folder.is_dir() and any(path.suffix.lower() in ENDINGS for path in _walk(folder))
+        return folder.is_dir() and any(_ending(inside) in ENDINGS for inside in _walk(folder))
 
     def __init__(self, place: str, options: PackOptions) -> None:
         options.allow(self.name, "size", "task")
@@ -75,10 +71,10 @@ class Images(Source):
         if options.size is not None and min(options.size) < 1:
             raise DataError(f"--size {options.size[0]}x{options.size[1]}: height and width are at least 1 pixel.")
         self._folder, self._size = path_of(place), options.size
-        self._files = _by_split(self._folder)
-        _refuse_repeated_keys(self._files)
+        self._files, self._above = _by_split(self._folder)
+        _refuse_repeated_keys(self._folder, self._files)
         self._x = self._survey()
-        names = {file.label for files in self._files.values() for file in files if file.label is not None}
+        names = {self._label_of(inside) for files in self._files.values() for inside in files} - {None}
         self._classes = tuple(sorted(names))
 
     def describe(self) -> Description:
@@ -86,7 +82,7 @@ class Images(Source):
         return Description(name_of(str(self._folder)), self._x, task, self._classes, tuple(self._files))
 
     def keys(self, split: str) -> Sequence[str]:
-        return [file.key for file in self._files[split]]
+        return _keys_of(self._files[split])
 
     def blocks(self, split: str) -> Iterator[Block]:
         index = {name: position for position, name in enumerate(self._classes)}
@@ -95,98 +91,126 @@ class Images(Source):
             for start in range(0, len(files), rows):
                 part = files[start : start + rows]
                 x = np.stack(list(pool.map(self._decode, part)))
-                labels = np.array([index.get(file.label, -1) for file in part], dtype=np.int64)
-                yield Block([file.key for file in part], x, labels if self._classes else None)
+                labels = np.array([index.get(self._label_of(inside), -1) for inside in part], dtype=np.int64)
+                yield Block(_keys_of(part).tolist(), x, labels if self._classes else None)
+
+    def _label_of(self, inside: str) -> str | None:
+        """The folder of a file, below that of its split."""
+        classes = inside.split("/")[self._above : -1]
+        return classes[0] if classes and classes[0].lower() not in UNLABELLED_FOLDERS else None
 
     def _survey(self) -> X:
         """The shape of every sample, from the headers of all files."""
         first, facts = None, None
         grey = True
-        for file in (file for files in self._files.values() for file in files):
-            facts = _facts_of(file.path)
+        for inside in chain.from_iterable(self._files.values()):
+            facts = _facts_of(self._folder / inside)
             grey = grey and facts.grey
-            first = first or (file, facts.size)
+            first = first or (inside, facts.size)
             if self._size is None and facts.size != first[1]:
                 (height, width), (other_height, other_width) = first[1], facts.size
                 raise DataError(
-                    f"{self._folder} holds images of mixed size: {first[0].path.relative_to(self._folder)} is "
-                    f"{height}x{width}, {file.path.relative_to(self._folder)} is {other_height}x{other_width} "
+                    f"{self._folder} holds images of mixed size: {first[0]} is "
+                    f"{height}x{width}, {inside} is {other_height}x{other_width} "
                     f"(height x width). Give --size HEIGHTxWIDTH, for instance --size {height}x{width}."
                 )
         height, width = self._size or first[1]
         return X(kind="image", dtype="uint8", shape=(1 if grey else 3, height, width), range=(0, 255))
 
-    def _decode(self, file: _File) -> np.ndarray:
+    def _decode(self, inside: str) -> np.ndarray:
         """(C, H, W) uint8."""
+        path = self._folder / inside
         from PIL import ImageOps
         from PIL.Image import Resampling
 
         channels, height, width = self._x.shape
-        with _opened(file.path) as image:
+        with _opened(path) as image:
             upright = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
             upright = upright.convert("L" if channels == 1 else "RGB")
         if self._size is not None and upright.size != (width, height):
             upright = upright.resize((width, height), Resampling.BILINEAR)
         pixels = np.asarray(upright, dtype=np.uint8)
         if pixels.shape[:2] != (height, width):
-            raise DataError(f"{file.path} changed its size while it was packed. Pack again once nothing writes to it.")
+            raise DataError(f"{path} changed its size while it was packed. Pack again once nothing writes to it.")
         return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
-def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files below a folder, sorted; hidden ones are left out, links are followed, but never in a circle."""
+def _walk(folder: Path, inside: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Paths of all files below a folder, from there, sorted; hidden ones are left out, links followed, but never in a circle."""
     here = os.path.realpath(folder)
     if here in above:
         return
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _walk(folder / entry.name, (*above, here))
+    names, folders = [], set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith("."):
+                names.append(entry.name)
+                if entry.is_dir():
+                    folders.add(entry.name)
+    for name in sorted(names):
+        if name in folders:
+            yield from _walk(folder / name, f"{inside}{name}/", (*above, here))
         else:
-            yield folder / entry.name
+            yield inside + name
 
 
-def _by_split(folder: Path) -> dict[str, list[_File]]:
-    found: dict[str, list[_File]] = {}
-    for path in _walk(folder):
-        if path.suffix.lower() in OTHER_ENDINGS:
-            raise DataError(f"{path} is no PNG or JPEG. Convert it, or move it out of {folder}.")
-        if path.suffix.lower() not in ENDINGS:
-            continue
-        inside = path.relative_to(folder)
-        split = SPLIT_FOLDERS.get(inside.parts[0].lower()) if len(inside.parts) > 1 else None
-        classes = inside.parts[:-1] if split is None else inside.parts[1:-1]
-        label = classes[0] if classes and classes[0].lower() not in UNLABELLED_FOLDERS else None
-        found.setdefault(split or "", []).append(_File(path, _key_of(inside), label))
-    if "" in found:
-        if len(found) > 1:
-            loose = found[""][0].path.relative_to(folder)
+def _ending(inside: str) -> str:
+    return os.path.splitext(inside)[1].lower()
+
+
+def _by_split(folder: Path) -> tuple[dict[str, np.ndarray], int]:
+    """The images of each split, by `as_keys`, and how many folders stand above those of the classes."""
+    found: dict[str, list[np.ndarray]] = {}
+    for part in _in_parts(_images_in(folder)):
+        found.setdefault(_split_of(part[0]), []).append(as_keys(part))
+    files = {split: np.concatenate(parts) for split, parts in found.items()}
+    if "" in files:
+        if len(files) > 1:
             raise DataError(
-                f"{folder} holds {listing([name for name in found if name], 'and')} folders, but {loose} lies outside "
+                f"{folder} holds {listing([name for name in files if name], 'and')} folders, but {files[''][0]} lies outside "
                 "them. Move it into one of them."
             )
-        return {"train": found[""]}
-    if "train" not in found:
-        raise DataError(f"{folder} holds images for {listing(found, 'and')}, but none in a folder train. Add it.")
-    return {split: found[split] for split in SPLITS if split in found}
+        return {"train": files[""]}, 0
+    if "train" not in files:
+        raise DataError(f"{folder} holds images for {listing(files, 'and')}, but none in a folder train. Add it.")
+    return {split: files[split] for split in SPLITS if split in files}, 1
 
 
-def _key_of(inside: Path) -> str:
-    key = inside.with_suffix("").as_posix()
-    try:
-        key.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"the file name {os.fsencode(inside)!r} is not UTF-8. Rename it.") from error
-    return key
+def _images_in(folder: Path) -> Iterator[str]:
+    for inside in _walk(folder):
+        ending = _ending(inside)
+        if ending in OTHER_ENDINGS:
+            raise DataError(f"{folder / inside} is no PNG or JPEG. Convert it, or move it out of {folder}.")
+        if ending in ENDINGS:
+            try:
+                inside.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(f"the file name {os.fsencode(inside)!r} is not UTF-8. Rename it.") from error
+            yield inside
 
 
-def _refuse_repeated_keys(splits: dict[str, list[_File]]) -> None:
-    seen: dict[str, Path] = {}
-    for file in (file for files in splits.values() for file in files):
-        other = seen.setdefault(file.key, file.path)
-        if other != file.path:
-            raise DataError(f"{other} and {file.path} differ only in their ending, which keys leave out. Rename one.")
+def _in_parts(files: Iterator[str]) -> Iterator[list[str]]:
+    """The files of one split some thousands at a time: as Python's strings they take four times the memory."""
+    for _, mine in groupby(files, _split_of):
+        while part := list(islice(mine, ROWS_A_PART)):
+            yield part
+
+
+def _split_of(inside: str) -> str:
+    """The split whose folder a file lies in, "" outside of all."""
+    first, slash, _ = inside.partition("/")
+    return SPLIT_FOLDERS.get(first.lower(), "") if slash else ""
+
+
+def _keys_of(files: np.ndarray) -> np.ndarray:
+    return as_keys([os.path.splitext(inside)[0] for inside in files])
+
+
+def _refuse_repeated_keys(folder: Path, splits: dict[str, np.ndarray]) -> None:
+    key = repeated([_keys_of(files) for files in splits.values()])
+    if key is not None:
+        one, other, *_ = (inside for files in splits.values() for inside in files if os.path.splitext(inside)[0] == key)
+        raise DataError(f"{folder / one} and {folder / other} differ only in their ending, which keys leave out. Rename one.")
 
 
 def _facts_of(path: Path) -> _Facts:
