@@ -19,7 +19,10 @@ AT_ONCE = "import os, {0}; os._exit(0)"  # nobody pays for taking torch down aga
 
 
 def child(*words: str | Path, where: Path, code: int = 0, **more: str) -> Side:
-    """A Python process from its start to its end, with `more` variables in its environment. Its code is kept compiled, as an installed program's is."""
+    """A Python process from its start to its end, with `more` in its environment.
+
+    Its code is kept compiled, as an installed program's is.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), os.environ.get("PYTHONPATH", "")])
     environment |= more
