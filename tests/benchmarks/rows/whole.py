@@ -26,7 +26,7 @@ RECIPE = {
     "data": {"path": str(MNIST), "labels": "all"},
     "model": {**MODEL, "head": {"name": "softmax"}},
     "pretrain": {"epochs": 3, "batch_size": 128},
-    "finetune": {"mode": "sequential", "baselines": False},
+    "finetune": {"mode": "sequential", "solver": {"name": "lbfgs"}, "baselines": False},
     "stages": ["pretrain", "extract", "finetune"],
 }
 
