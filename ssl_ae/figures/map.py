@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from ssl_ae.figures.page import CLASS_COLORS, FAINT, GREY, INK, LEGEND, add_scale, counted, joined, page, shortened, style
 
 MAX_POINTS = 5_000  # rows of a latent map
-MAX_EMBEDDED = 1_500  # rows of one that t-SNE has to arrange: about 2 s
+MAX_EMBEDDED = 1_000  # rows of one that t-SNE has to arrange: about 1 s
 MAX_NAMED = 20  # classes with a colour and a line in the legend
 
 
@@ -24,7 +24,7 @@ def latent_map(path: Path, latents: np.ndarray, labels: np.ndarray | None, class
     """The latents (n, K) in the plane: a histogram for K = 1, as they are for K = 2, else by t-SNE (Maaten & Hinton 2008).
 
     Whole-number labels (n,) are classes, -1 unlabelled (grey). Floating labels (n,) or (n, T) are regression targets, NaN
-    unlabelled: the first target, `class_names[0]`, is the colour, and the height where K = 1. More than 5,000 rows (1,500 for
+    unlabelled: the first target, `class_names[0]`, is the colour, and the height where K = 1. More than 5,000 rows (1,000 for
     t-SNE) are drawn from with a fixed seed; labelled rows fill at least half of the places while they last, for they are few.
     """
     latents = np.asarray(latents)
@@ -81,7 +81,9 @@ def _arranged(content: bytes, kind: str, rows: int) -> np.ndarray:
     """(rows, 2) by t-SNE of the numbers in `content`. Kept: extraction and a head on its latents show the same codes."""
     z = np.frombuffer(content, kind).reshape(rows, -1)
     with threadpool_limits(1):  # on cores that others use too, its threads wait for each other more than they work
-        return TSNE(init="random", perplexity=min(30, (rows - 1) / 3), max_iter=500, random_state=0).fit_transform(z)
+        # a wider angle than 0.5 takes a quarter less time, and neighbours stay neighbours just as often
+        tsne = TSNE(init="random", perplexity=min(30, (rows - 1) / 3), max_iter=500, angle=0.8, random_state=0)
+        return tsne.fit_transform(z)
 
 
 def _draw_classes(axes: Axes, points: np.ndarray, labels: np.ndarray, known: np.ndarray, names: Sequence[str]) -> None:
