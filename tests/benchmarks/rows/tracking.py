@@ -1,0 +1,69 @@
+"""What a stage pays for being tracked and saved: pretraining with MLflow and a checkpoint each epoch, against the bare loop."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from ssl_ae import recipe as recipes
+from ssl_ae.data.pack import pack
+from ssl_ae.data.sources import PackOptions
+from ssl_ae.plan import pretraining
+from ssl_ae.progress import Reporter
+from ssl_ae.registry import Registry
+from ssl_ae.stages.training_run import train
+from ssl_ae.stages.workspace import open_workspace
+from tests.benchmarks.kit import Bar, Row, Side
+from tests.benchmarks.rows.vae_step import MODEL
+from tests.benchmarks.training_sides import images
+
+ROWS, EPOCHS, BATCH = 60_000, 2, 128  # as many rows as MNIST's train split, of which a tenth is held out
+
+
+def training(where: Path, registry: Registry, tracking: str | None, saved: bool) -> Side:
+    """Processor seconds of one stage from its first step to the last delivery, threads included."""
+    settings = {"epochs": EPOCHS, "batch_size": BATCH}
+    tree = {"name": "bench", "data": {"path": str(where / "data")}, "model": MODEL, "pretrain": settings, "device": "cpu"}
+    recipe = recipes.parse(tree)
+
+    def work() -> None:
+        environment = {"SSL_AE_TRACKING": tracking or "journal", "MLFLOW_TRACKING_URI": f"sqlite:///{where / 'mlflow.db'}"}
+        with (
+            mock.patch.dict(os.environ, environment),
+            tempfile.TemporaryDirectory(dir=where) as run,
+            open_workspace(recipe, Path(run), "bench", Reporter(silent=True), registry) as ws,
+        ):
+            model, feed, stage = ws.fresh_model(head=False), ws.feed("train"), ws.pretrained
+            plan = pretraining(ws.resolved, model, feed.split.rows)
+            ws.claim(stage, ws.pretrain_fields(), restart=False)
+            loop = {"name": "bench", "val": ws.feed("val"), "stage": stage if saved else None}
+            if tracking is None:
+                train(ws, model, plan, feed, recipe.pretrain, **loop)
+                return
+            with ws.tracker(stage, "pretrain") as tracker:
+                train(ws, model, plan, feed, recipe.pretrain, tracker=tracker, **loop)
+
+    return Side(work)
+
+
+def rows() -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        where, registry = Path(folder), Registry.discover()
+        np.savez(where / "x.npz", x=np.resize(images()[:, 0], (ROWS, 28, 28)))
+        pack(str(where / "x.npz"), where / "data", PackOptions(), registry.sources())
+        yield Row(
+            metric=f"tracking and checkpoints: VAE 784-512-16, {EPOCHS} epochs of {ROWS * 9 // 10:,} rows",
+            unit="s",
+            sides={
+                "ours": training(where, registry, "live", saved=True),
+                "limit": training(where, registry, None, saved=False),
+                "checkpoints, no tracking": training(where, registry, None, saved=True),
+            },
+            bars=(Bar("limit", 1.02),),
+            note="limit: the same loop and validation, neither tracked nor saved; mlflow's import is paid once, before",
+        )
