@@ -157,6 +157,12 @@ class Latent(nn.Module):
         outputs = {"point": latent, "diag": 2 * latent, "full": 2 * latent + off_diagonal}[posterior]
         self.linear = nn.Linear(width, outputs, bias=bias)
 
+    @property
+    def mean_weight(self) -> Tensor:
+        """The rows of W that give E[z|x], (K, H)."""
+        weight = self.linear.weight
+        return weight if self.posterior == "point" else weight[: self.latent]  # the gradient of a slice is two more passes
+
     def forward(self, h: Tensor) -> Distribution:
         out = self.linear(h).to(torch.promote_types(h.dtype, torch.float32))
         if self.posterior == "point":

@@ -34,7 +34,7 @@ class LinearEncoder(ssl_ae.Encoder):
 
     def squared_jacobian(self, layers: Mapping[str, Tensor]) -> Tensor:
         """|V|_F^2, the same in every row, (B,)."""
-        return jacobians.of_chain([(self.latent.linear.weight[: self.shapes.latent], "identity", layers["code"])])
+        return jacobians.of_chain([(self.latent.mean_weight, "identity", layers["code"])])
 
     @classmethod
     def posterior(cls, config: Config) -> Posterior:

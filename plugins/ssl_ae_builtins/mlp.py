@@ -117,11 +117,11 @@ class MlpEncoder(ssl_ae.Encoder):
         if self.config.batch_norm and len(blocks):
             return None
         hidden = [(block[0].weight, self.config.activation, layers[f"h{i}"]) for i, block in enumerate(blocks, start=1)]
-        code = (self.latent.linear.weight[: self.shapes.latent], self.config.code_activation, layers["code"])
+        code = (self.latent.mean_weight, self.config.code_activation, layers["code"])
         return jacobians.of_chain([*hidden, code])
 
     def pictures(self, trace: ssl_ae.Trace) -> Iterable[ssl_ae.Tiles]:
-        first = self.layers.blocks[0][0].weight if len(self.layers.blocks) else self.latent.linear.weight[: self.shapes.latent]
+        first = self.layers.blocks[0][0].weight if len(self.layers.blocks) else self.latent.mean_weight
         yield filters(first, self.shapes.x)
 
     @classmethod
