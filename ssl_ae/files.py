@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,16 @@ def make_folder(path: Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise SslAeError(f"the folder {path} is not writable. Change its permissions or choose another place.")
     return path
+
+
+def cache_folder() -> Path:
+    """What can be made again from elsewhere: `SSL_AE_CACHE`, else `ssl-ae` among the user's caches. It need not exist."""
+    if given := os.environ.get("SSL_AE_CACHE"):
+        return Path(given)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl-ae"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"ssl-ae-{os.getuid()}"
 
 
 def write_text(path: Path, text: str) -> None:

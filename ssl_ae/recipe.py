@@ -75,6 +75,10 @@ class Data(Section):
     residency: Literal["auto", "resident", "stream"] = Field(
         "auto", description="resident: decoded in memory; stream: read as needed"
     )
+    damaged: Literal["fail", "skip"] = Field(
+        "fail", description="skip: samples and shards that cannot be read are left out, counted and told"
+    )
+    damaged_limit: float = Field(0.01, ge=0, le=1, description="of skip: share of a split's samples above which it fails")
     card_sha256: str | None = Field(None, description="written by ssl-ae: fingerprint of the data that a run was made with")
     scale: Literal["auto", "range", "standard", "none"] = Field(
         "auto", description="range: the card's range to [0, 1]; standard: zero mean, unit variance; auto: by kind of data"

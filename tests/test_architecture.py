@@ -17,7 +17,7 @@ FLOORS = [
     {"errors"},
     {"files", "trace", "randomness", "progress", "moments", "pictures"},
     {"replay", "latent", "likelihood", "tables", "data.card", "data.keys", "data.tar"},
-    {"data.sources", "data.holdout", "data.moments", "data.samples", "data.order"},
+    {"data.sources", "data.damage", "data.holdout", "data.moments", "data.samples", "data.order"},
     {"data.targets", "data.shards", "data.loading"},
     {"components", "hookspecs", "data.label_values"},
     {"registry", "recipe", "data.labels"},

@@ -31,7 +31,7 @@ def show(recipe: RecipePath, set_: Set = None, json: Json = False) -> None:
             from ssl_ae.registry import Registry
             from ssl_ae.stages.stored import card_with_labels, resolve_stored
 
-        card = card_with_labels(chosen, DataSet.open(chosen.data.path))
+        card = card_with_labels(chosen, DataSet.open(chosen.data.path, verify="none"))
         tree = resolve_stored(chosen, Registry.discover(), card, str(recipe)).as_dict()
     else:
         note = f"{chosen.data.path} is not there yet, so the components' own options are shown as given."

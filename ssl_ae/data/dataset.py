@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from ssl_ae import files
 from ssl_ae.data import card as cards
 from ssl_ae.data.card import Card
+from ssl_ae.data.damage import FAIL, Loss, Memory, Tolerance, hashes, tell
 from ssl_ae.data.foreign import Part, read_foreign
 from ssl_ae.data.keys import as_keys
 from ssl_ae.data.labels import UNLABELED, LabelTable, aligned
-from ssl_ae.data.shards import BLOCK_ROWS, ShardReader, as_slice, by_part, verify_sha256
+from ssl_ae.data.shards import BLOCK_ROWS, ShardReader, as_slice, by_part, check_size, verify_sha256
 from ssl_ae.errors import DataError
+
+Verify = Literal["new", "all", "none"]  # which files are compared with the card when a data set is opened
 
 
 class Split:
@@ -67,11 +73,6 @@ class Split:
                 out[place] = self._reader(shard).read(inside)
         return out
 
-    def verify(self) -> None:
-        """Read every byte once. Raises DataError for the first shard that is not what the card says."""
-        for index, shard in enumerate(self._shards):
-            verify_sha256(self._reader(index).path, shard)
-
     def _reader(self, index: int) -> ShardReader:
         if index not in self._readers:
             shard = self._shards[index]
@@ -82,35 +83,39 @@ class Split:
 class DataSet:
     """A folder that `ssl-ae data pack` made, or one of WebDataset shards made elsewhere."""
 
-    def __init__(self, path: Path, card: Card, parts: dict[str, Part], table: LabelTable | None) -> None:
+    def __init__(
+        self, path: Path, card: Card, parts: dict[str, Part], table: LabelTable | None, losses: Sequence[str] = ()
+    ) -> None:
         self.path = path
-        self.card = card
+        self.card = card  # of what is read: without what was left out
+        self.losses = losses  # what was left out, in words
         self._parts = parts
         self._table = table
         self._splits: dict[str, Split] = {}
 
     @classmethod
-    def open(cls, path: Path | str, verify: bool = False) -> DataSet:
-        """Open a folder by its card, or walk its shards where it has none; `verify` compares every byte with the card.
+    def open(cls, path: Path | str, verify: Verify = "new", tolerance: Tolerance = FAIL) -> DataSet:
+        """Open a folder by its card, or walk its shards where it has none.
 
-        Raises DataError for a folder that is absent, without shards, or (with `verify`) damaged.
+        Each shard's bytes are compared with the card: `new` reads those that have not been read since they were last
+        changed, `all` reads all, `none` leaves damage to be found by whoever reads the samples.
+        Raises DataError for a folder that is absent, without shards, or damaged beyond what is to be skipped.
         """
         path = Path(path)
         if not path.is_dir():
             raise DataError(f"{path} is no folder. Make the data set with `ssl-ae data pack SOURCE {path}`.")
         if (path / cards.FILE_NAME).exists():
-            found = cls(path, Card.load(path), {}, None)
-            if verify:
-                for name in found.card.splits:
-                    found.split(name).verify()
-            return found
+            card, losses = Card.load(path), ()
+            if verify != "none":
+                card, losses = _whole(path, card, Memory(path) if verify == "new" else None, tolerance)
+            return cls(path, card, {}, None, losses)
         if (path / cards.LABELS_FILE_NAME).exists():
             raise DataError(f"{path} has {cards.LABELS_FILE_NAME} but lost its {cards.FILE_NAME}. Pack the source again.")
-        foreign = read_foreign(path)
+        foreign = read_foreign(path, tolerance)
         table = None
         if foreign.labels is not None:
             table = LabelTable(foreign.keys, foreign.labels, y=foreign.card.y)
-        return cls(path, foreign.card, foreign.parts, table)
+        return cls(path, foreign.card, foreign.parts, table, foreign.losses)
 
     def split(self, name: str) -> Split:
         if name not in self._splits:
@@ -142,5 +147,42 @@ class DataSet:
         Raises DataError for a label that the card does not allow and for a key that no split has.
         """
         table = LabelTable.read(path, self.card.y)
-        table.check_keys(chain.from_iterable(self.split(name).keys for name in self.card.splits), path)
+        if not self.card.left_out:  # else a key that no split has may well be that of a sample that was left out
+            table.check_keys(chain.from_iterable(self.split(name).keys for name in self.card.splits), path)
         return table
+
+
+def _whole(path: Path, card: Card, memory: Memory | None, tolerance: Tolerance) -> tuple[Card, Sequence[str]]:
+    """The card without the shards that are not what it says, as far as they may be left out; and what was, in words."""
+    shards = {shard.file: (name, shard) for name, split in card.splits.items() for shard in split.shards}
+    damaged: dict[str, DataError] = {}
+    for file, (_, shard) in shards.items():  # sizes first: they cost nothing
+        with _into(damaged, file, tolerance):
+            check_size(path / file, shard)
+    found = hashes([path / file for file in shards if file not in damaged], memory)
+    for place, sha256 in found.items():
+        with _into(damaged, place.name, tolerance):
+            if isinstance(sha256, DataError):
+                raise sha256
+            verify_sha256(place, shards[place.name][1], sha256)
+    if memory:
+        memory.save()
+    if not damaged:
+        return card, ()
+    splits = {}
+    for name, split in card.splits.items():
+        kept = tuple(shard for shard in split.shards if shard.file not in damaged)
+        splits[name] = cards.Split(rows=sum(shard.rows for shard in kept), shards=kept)
+    losses = [Loss(shards[file][0], shards[file][1].rows, str(error)) for file, error in damaged.items()]
+    told = tell(losses, {name: split.rows for name, split in splits.items()}, str(path), tolerance.limit)
+    return card.model_copy(update={"splits": splits, "left_out": dict.fromkeys(damaged)}), told
+
+
+@contextlib.contextmanager
+def _into(damaged: dict[str, DataError], file: str, tolerance: Tolerance) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        if not tolerance.skip:
+            raise
+        damaged[file] = error

@@ -7,7 +7,7 @@ import json
 import math
 import tokenize
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,47 +31,87 @@ BLOCK_ROWS = 1024  # rows that a shuffle may treat as lying together
 class Samples:
     """The layout of a shard with one file a sample, decoded when it is read. About 50 bytes a sample."""
 
-    def __init__(self, path: Path, members: Iterable[Member], data: np.ndarray, x: X | None) -> None:
+    def __init__(self, path: Path, members: Iterable[Member], data: np.ndarray, x: X | None, tolerant: bool = False) -> None:
+        """`tolerant` leaves what is wrong with single samples to `damage`."""
         self._path = path
+        self._bad: dict[int, str] = {}
         index = _Index()
         for member in members:
             if not index.add(member):
-                raise DataError(_refused(path, data, split_name(member.name)[0]))
+                key = split_name(member.name)[0]
+                if not tolerant:
+                    raise DataError(_refused(path, data, key))
+                self._bad[index.row_of[key]] = f"{path}: sample {key} has two members of one kind."
         self.rows = len(index.row_of)
         if not self.rows:
             raise DataError(f"{path} holds no samples. Remove it, or pack the source again.")
         self._keys = as_keys(index.row_of)
         self._spans, self._label_spans = (np.array(spans).reshape(-1, 2) for spans in (index.spans, index.label_spans))
         self._arrays, self._cls = (np.array(flags, dtype=bool) for flags in (index.arrays, index.cls))
-        if (self._spans < 0).any():
-            raise DataError(_refused(path, data, self._keys[int(self._spans.min(axis=1).argmin())]))
+        absent = np.flatnonzero((self._spans < 0).any(axis=1))
+        if len(absent) and not tolerant:
+            raise DataError(_refused(path, data, self._keys[int(absent[0])]))
+        self._bad |= {row: f"{self._place(row)} has neither an image nor an array." for row in absent.tolist()}
         self.block_starts = np.arange(0, self.rows, BLOCK_ROWS)
-        if x is None:
-            first = self._decode(data, 0, 3 if self._in_colour(data) else None)
-            x = x_of(first.dtype, first.shape, self._place(0))
-        self.x = x
+        self.x = x or self._first(data, tolerant)
 
     def keys(self, data: np.ndarray) -> list[str]:
         return self._keys.tolist()
 
-    def labels(self, data: np.ndarray) -> list[Any]:
-        found = []
-        for row, ((offset, size), cls) in enumerate(zip(self._label_spans.tolist(), self._cls.tolist(), strict=True)):
-            content = data[offset : offset + size].tobytes() if offset >= 0 else None
-            found.append(label(content, None, self._place(row)) if cls else label(None, content, self._place(row)))
+    def labels(self, data: np.ndarray, rows: Sequence[int]) -> list[Any]:
+        return [self._label(data, row) for row in rows]
+
+    def damage(self, data: np.ndarray) -> dict[int, str]:
+        found = dict(self._bad)
+        for row in range(self.rows):
+            if row in found:
+                continue
+            try:
+                if not np.isfinite(self._sample(data, row)).all():
+                    raise DataError(not_finite(self._place(row)))
+                self._label(data, row)
+            except DataError as error:
+                found[row] = str(error)
         return found
 
     def read(self, data: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-        channels = self.x.shape[0] if self.x.kind == "image" else None
         for at, row in enumerate(rows.tolist()):
-            sample = self._decode(data, row, channels)
-            if sample.dtype != self.x.dtype or sample.shape != self.x.shape:
-                require(self.x, sample.dtype, sample.shape, self._place(row))
-            out[at] = sample
+            out[at] = self._sample(data, row)
 
-    def _in_colour(self, data: np.ndarray) -> bool:
+    def _sample(self, data: np.ndarray, row: int) -> np.ndarray:
+        sample = self._decode(data, row, self.x.shape[0] if self.x.kind == "image" else None)
+        if sample.dtype != self.x.dtype or sample.shape != self.x.shape:
+            require(self.x, sample.dtype, sample.shape, self._place(row))
+        return sample
+
+    def _label(self, data: np.ndarray, row: int) -> Any:
+        offset, size = self._label_spans[row].tolist()
+        content = data[offset : offset + size].tobytes() if offset >= 0 else None
+        return label(content, None, self._place(row)) if self._cls[row] else label(None, content, self._place(row))
+
+    def _first(self, data: np.ndarray, tolerant: bool) -> X:
+        """What the first sample is; where `tolerant`, the first that can be read."""
+        colour, first = self._in_colour(data, tolerant), DataError(f"{self._path} holds no sample that can be read.")
+        for row in (row for row in range(self.rows) if row not in self._bad):
+            try:
+                sample = self._decode(data, row, 3 if colour else None)
+                return x_of(sample.dtype, sample.shape, self._place(row))
+            except DataError as error:
+                if not tolerant:
+                    raise
+                first = error
+        raise first
+
+    def _in_colour(self, data: np.ndarray, tolerant: bool) -> bool:
         """Whether any image is in colour: a set of photographs may well begin with a grey one."""
-        return any(not grey(_of(data, self._spans[row]), self._place(row)) for row in np.flatnonzero(~self._arrays))
+        for row in np.flatnonzero(~self._arrays & (self._spans >= 0).all(axis=1)):
+            try:
+                if not grey(_of(data, self._spans[row]), self._place(row)):
+                    return True
+            except DataError:
+                if not tolerant:
+                    raise
+        return False
 
     def _decode(self, data: np.ndarray, row: int, channels: int | None) -> np.ndarray:
         return decode(_of(data, self._spans[row]), self._arrays[row], self._place(row), channels)
@@ -197,6 +237,10 @@ def require(x: X, dtype: np.dtype, shape: tuple[int, ...], place: object) -> Non
             f"{place} is {dtype} {shape}, but the data set holds {x.dtype} {x.shape}. "
             "All samples must be alike: `ssl-ae data pack` resizes images with --size."
         )
+
+
+def not_finite(place: object) -> str:
+    return f"{place} holds NaN or infinity. Correct it."
 
 
 def label(cls: bytes | None, sidecar: bytes | None, place: object) -> Any:

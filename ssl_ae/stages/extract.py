@@ -17,7 +17,7 @@ from ssl_ae.errors import DataError, RecipeError, did_you_mean, listing
 from ssl_ae.model import Model, frozen, layers_of
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
-from ssl_ae.stages.workspace import Workspace
+from ssl_ae.stages.workspace import Workspace, tolerance_of
 from ssl_ae.tracking import Tracker
 
 BATCH_ROWS = 1024
@@ -167,7 +167,9 @@ def encode(
 
 def other_data(ws: Workspace, path: Path) -> DataSet:
     """Another data set of the same kind of samples. Raises DataError when its samples do not fit the model, or its name."""
-    data = DataSet.open(path)
+    data = DataSet.open(path, tolerance=tolerance_of(ws.recipe))
+    for line in data.losses:
+        ws.reporter.warn(line)
     if data.card.name in (*cards.SPLITS, *ws.card.splits, *TAKEN):
         card = path / cards.FILE_NAME
         cure = f"Give it another `name` in {card}." if card.exists() else "Rename the folder."

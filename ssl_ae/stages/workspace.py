@@ -15,6 +15,7 @@ import torch
 from ssl_ae import distributed, files, runs
 from ssl_ae import recipe as recipes
 from ssl_ae.data.card import Card
+from ssl_ae.data.damage import Tolerance
 from ssl_ae.data.dataset import DataSet
 from ssl_ae.data.labels import aligned
 from ssl_ae.data.loading import Feed, Scaling
@@ -237,10 +238,14 @@ def only_writer(run: Path) -> Iterator[None]:
 
 def open_data(recipe: Recipe, registry: Registry, source: str, reporter: Reporter) -> tuple[DataSet, Resolved]:
     """The data, packed on first use, and the recipe resolved against its card."""
+    data = None
     with distributed.main_first() as main:
-        if main:
+        if main:  # it reads the shards to their end, so that others on its machine need not
             pack_on_first_use(recipe, registry, reporter)
-    data = DataSet.open(Path(recipe.data.path))
+            data = DataSet.open(recipe.data.path, tolerance=tolerance_of(recipe))
+    data = data or DataSet.open(recipe.data.path, tolerance=tolerance_of(recipe))
+    for line in data.losses:
+        reporter.warn(line)
     _check_same_data(recipe, data)
     return data, resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
 
@@ -253,7 +258,17 @@ def pack_on_first_use(recipe: Recipe, registry: Registry, reporter: Reporter) ->
     pack(recipe.data.source, path, PackOptions(), registry.sources())
 
 
+def tolerance_of(recipe: Recipe) -> Tolerance:
+    return Tolerance(recipe.data.damaged == "skip", recipe.data.damaged_limit)
+
+
 def _check_same_data(recipe: Recipe, data: DataSet) -> None:
+    first = distributed.from_main(data.card.fingerprint)
+    if first != data.card.fingerprint:
+        raise DataError(
+            f"{data.path} is not the same on every machine: rank 0 reads a data set of fingerprint {first[:12]}, "
+            f"rank {distributed.rank()} one of {data.card.fingerprint[:12]}. Copy it again."
+        )
     expected = recipe.data.card_sha256
     if expected is not None and data.card.fingerprint != expected:
         raise DataError(
