@@ -33,7 +33,7 @@ class Loss(NamedTuple):
     """Samples of one file that were left out."""
 
     split: str
-    rows: int  # those of a shard that cannot even be counted: as many as its bytes hold in the other shards
+    rows: int  # those of a shard that cannot even be counted: as many as others have, or as its bytes hold in them
     reason: str
 
 

@@ -119,8 +119,9 @@ def _sound(paths: Sequence[Path], memory: Memory) -> tuple[list[Loss], list[_Goo
             shards.append(good)
     if not shards:
         raise DataError(f"{paths[0].parent}: no shard holds a sample that can be read. {broken[0][1] if broken else bad[0]}")
-    rows_a_byte = sum(good.reader.rows for good in shards) / sum(good.reader.path.stat().st_size for good in shards)
-    losses += [Loss(_split_of(path), max(1, round(_size(path) * rows_a_byte)), reason) for path, reason in broken]
+    rows = sum(good.reader.rows for good in shards)
+    rows_a_byte, rows_a_shard = rows / sum(_size(good.reader.path) for good in shards), -(-rows // len(shards))
+    losses += [Loss(_split_of(path), max(rows_a_shard, round(_size(path) * rows_a_byte)), why) for path, why in broken]
     return losses, shards
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import tokenize
+import zlib
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from ssl_ae.errors import DataError
 
 ARRAYS = ("png", "jpg", "jpeg", "npy")
 FORMATS = ("PNG", "JPEG")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError)  # what Pillow says of damage, beside what it says of bombs
 GREY = ("1", "L", "I", "I;16", "F")  # Pillow's modes of one channel
 LABELS = ("cls", "json")
@@ -197,7 +199,10 @@ def decode(data: np.ndarray, is_array: bool, place: Place, channels: int | None 
     from PIL import Image  # blocks of arrays need none
 
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        content = memoryview(data)
+        if bytes(content[:8]) == PNG_SIGNATURE:
+            _check_png(content)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.mode.startswith(("I", "F")):
             raise DataError(f"{place} has more than 8 bits a channel, which would be lost. Store it as .npy of float32.")
         alone = image.mode in GREY and channels != 3
@@ -206,6 +211,21 @@ def decode(data: np.ndarray, is_array: bool, place: Place, channels: int | None 
     except (*IMAGE_ERRORS, Image.DecompressionBombError) as error:
         raise DataError(_damaged_image(place, error)) from error
     return pixels[None] if alone else pixels.transpose(2, 0, 1)
+
+
+def _check_png(content: memoryview) -> None:
+    """Raises ValueError unless every chunk is there with its checksum: Pillow reads pixels past a wrong one. JPEG has none."""
+    at = len(PNG_SIGNATURE)
+    while True:
+        size, kind = int.from_bytes(content[at : at + 4], "big"), bytes(content[at + 4 : at + 8])
+        end = at + 8 + size  # of the content of the chunk: its checksum follows
+        if end + 4 > len(content):
+            raise ValueError("it ends before its IEND chunk")
+        if zlib.crc32(content[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            raise ValueError(f"the checksum of its chunk at byte {at:,} is another")
+        if kind == b"IEND":
+            return
+        at = end + 4
 
 
 def grey(data: np.ndarray, place: Place) -> bool:
