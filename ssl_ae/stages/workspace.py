@@ -244,10 +244,11 @@ def open_data(recipe: Recipe, registry: Registry, source: str, reporter: Reporte
             pack_on_first_use(recipe, registry, reporter)
             data = DataSet.open(recipe.data.path, tolerance=tolerance_of(recipe))
     data = data or DataSet.open(recipe.data.path, tolerance=tolerance_of(recipe))
+    _check_same_data(recipe, data)
+    resolved = resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
     for line in data.losses:
         reporter.warn(line)
-    _check_same_data(recipe, data)
-    return data, resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
+    return data, resolved
 
 
 def pack_on_first_use(recipe: Recipe, registry: Registry, reporter: Reporter) -> None:
