@@ -18,7 +18,7 @@ FLOORS = [
     {"files", "trace", "randomness", "progress", "moments", "pictures"},
     {"replay", "latent", "likelihood", "tables", "data.card", "data.keys", "data.tar"},
     {"data.sources", "data.damage", "data.holdout", "data.moments", "data.samples", "data.order"},
-    {"data.targets", "data.shards", "data.loading"},
+    {"data.targets", "data.shards", "data.remote", "data.loading"},
     {"components", "hookspecs", "data.label_values"},
     {"registry", "recipe", "data.labels"},
     {"data.foreign"},
@@ -65,6 +65,8 @@ OWNERS = {
     "matplotlib": {"figures"},
     "faiss": {"neighbours"},
     "scipy": {"solving"},
+    "fsspec": {"data.remote"},
+    "aiohttp": {"data.remote"},
 }
 FORBIDDEN_ROOMS = {"utils", "common", "helpers", "base", "misc", "types"}
 LONGEST = 400

@@ -25,7 +25,7 @@ def show(recipe: RecipePath, set_: Set = None, json: Json = False) -> None:
 
     chosen = load(recipe, set_)
     tree, note = chosen.model_dump(mode="json"), None
-    if Path(chosen.data.path).is_dir():
+    if ":" in chosen.data.path or Path(chosen.data.path).is_dir():  # a URL is opened where it lies
         with many_imports():
             from ssl_ae.data.dataset import DataSet
             from ssl_ae.registry import Registry

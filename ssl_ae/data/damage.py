@@ -18,6 +18,10 @@ SETTLED_NS = 2 * 10**9  # a file changed later than this before it was read may 
 TOLD = 3  # reasons in a message
 
 
+class Damage(DataError):
+    """A shard that is not what the card says, as distinct from one that cannot be reached."""
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """`skip` leaves damage out, up to `limit`, the share of a split's samples; without it damage is an error."""

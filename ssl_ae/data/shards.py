@@ -178,6 +178,13 @@ class ShardReader:
         _MAPS.count(out.nbytes)
         return out
 
+    def is_current(self) -> bool:
+        """Whether the file is there still, and no other."""
+        try:
+            return _stamp(self.path, None) == self._stamp
+        except DataError:
+            return False
+
     def _map(self) -> np.ndarray:
         return _MAPS.of(self.path, self._stamp)
 

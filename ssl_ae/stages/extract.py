@@ -28,7 +28,11 @@ Columns = Callable[[Model, Tensor], dict[str, Tensor]]  # x (B, *shapes.x) -> wh
 
 
 def extract(
-    ws: Workspace, splits: Sequence[str] | None = None, data: Path | None = None, scores: bool = False, layer: str | None = None
+    ws: Workspace,
+    splits: Sequence[str] | None = None,
+    data: Path | str | None = None,
+    scores: bool = False,
+    layer: str | None = None,
 ) -> Outcome:
     """Write `latents/SPLIT/` for the given splits (all), or `latents/NAME/SPLIT/` for another data set.
 
@@ -165,13 +169,13 @@ def encode(
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
-def other_data(ws: Workspace, path: Path) -> DataSet:
+def other_data(ws: Workspace, path: Path | str) -> DataSet:
     """Another data set of the same kind of samples. Raises DataError when its samples do not fit the model, or its name."""
     data = DataSet.open(path, tolerance=tolerance_of(ws.recipe))
     for line in data.losses:
         ws.reporter.warn(line)
     if data.card.name in (*cards.SPLITS, *ws.card.splits, *TAKEN):
-        card = path / cards.FILE_NAME
+        card = data.folder / cards.FILE_NAME
         cure = f"Give it another `name` in {card}." if card.exists() else "Rename the folder."
         raise DataError(f"{path} is called {data.card.name!r}, and latents/{data.card.name} is a place of the run's own. {cure}")
     ours, theirs = ws.card.x, data.card.x
