@@ -7,7 +7,6 @@ of an epoch, and takes a transfer that was cut between two members for the end o
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -254,6 +253,8 @@ class Remote:
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:
+        import fcntl  # not on every system, and only data by URL need it
+
         folder = files.make_folder(self._shards.parent / "locks")
         with open(folder / name, "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -202,7 +202,11 @@ def test_every_stage_reads_by_url(server, here):
     tree = {
         "name": "tiny",
         "data": {"path": server.url, "residency": "stream"},
-        "model": {"latent_dim": 2, "encoder": {"name": "mlp", "widths": [5]}, "decoder": {"name": "mlp", "likelihood": "gaussian"}},
+        "model": {
+            "latent_dim": 2,
+            "encoder": {"name": "mlp", "widths": [5]},
+            "decoder": {"name": "mlp", "likelihood": "gaussian"},
+        },
         "pretrain": {"epochs": 2, "batch_size": 8},
         "device": "cpu",
     }
