@@ -27,6 +27,8 @@ IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError)  # what Pillow says 
 GREY = ("1", "L", "I", "I;16", "F")  # Pillow's modes of one channel
 LABELS = ("cls", "json")
 NPY_HEADER_BYTES = 4096  # numpy writes 128; room for others
+NPY_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)  # of a header: it is parsed
+DIGITS = 19  # of an int64 with its sign
 BLOCK_ROWS = 1024  # rows that a shuffle may treat as lying together
 
 
@@ -267,12 +269,15 @@ def label(cls: bytes | None, sidecar: bytes | None, place: object) -> Any:
     """The content of `.cls`, else `label` in the `.json`: a number, a name, a list of numbers; None without either."""
     if cls is not None:
         text = cls.decode("utf-8", "replace").strip()
-        return int(text) if text.removeprefix("-").isdecimal() else text or None
+        number = text.removeprefix("-").isdecimal()
+        if number and len(text) > DIGITS:
+            raise DataError(f"{place}: the .cls member is a number of {len(text):,} digits: expected a class or a number.")
+        return int(text) if number else text or None
     if sidecar is None:
         return None
     try:
         content = json.loads(sidecar)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: the .json member is damaged: {error}. Fetch the shard again.") from error
     found = content.get("label") if isinstance(content, dict) else None
     numbers = isinstance(found, list) and all(isinstance(item, int | float) for item in found)
@@ -293,8 +298,8 @@ def stored_array(content: np.ndarray, place: object) -> np.ndarray:
         version = np.lib.format.read_magic(header)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(header)
-    except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
-        reason = str(error).splitlines()[0]
+    except NPY_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{place}: the .npy member is damaged: {reason}. Make or fetch the shard again.") from error
     stated = header.tell() + math.prod(shape) * dtype.itemsize
     if dtype.hasobject:

@@ -217,7 +217,7 @@ class _Blocks:
         for member, start, end in zip(self._names, self.block_starts, self._ends, strict=True):
             try:
                 keys = json.loads(member.of(data).tobytes())
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{self._path}: {member.name} is damaged: {error}. Pack the source again.") from error
             if not isinstance(keys, list) or len(keys) != end - start or set(map(type, keys)) != {str}:
                 raise DataError(f"{self._path}: {member.name} is not a list of {end - start} keys. Pack the source again.")
@@ -317,7 +317,11 @@ class _Maps:
             if _stamp(path, None) != stamp:
                 raise DataError(f"{path} was replaced while it was read. Start again.")
             size = stamp[1]  # nothing cannot be mapped; and slices of a memmap cost a microsecond more than an array's
-            self._open[path, stamp] = found = np.asarray(np.memmap(path, np.uint8, mode="r")) if size else np.empty(0, np.uint8)
+            try:
+                found = np.asarray(np.memmap(path, np.uint8, mode="r")) if size else np.empty(0, np.uint8)
+            except OSError as error:  # a folder of this name, or a file that may not be read
+                raise DataError(f"{path}: {error.strerror}. Restore the file, or make it readable.") from error
+            self._open[path, stamp] = found
         return found
 
     def count(self, size: int) -> None:

@@ -247,6 +247,8 @@ def open_data(recipe: Recipe, registry: Registry, source: str, reporter: Reporte
             pack_on_first_use(recipe, registry, reporter)
             data = DataSet.open(recipe.data.path, tolerance=tolerance_of(recipe))
     data = data or DataSet.open(recipe.data.path, tolerance=tolerance_of(recipe))
+    if data.card.split("train").rows == 0:
+        raise DataError(f"{data.path}: the split train holds no samples. Add some, and pack the source again.")
     _check_same_data(recipe, data)
     resolved = resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
     for line in data.losses:
