@@ -83,7 +83,7 @@ class Samples:
             out[at] = self._sample(data, row)
 
     def _sample(self, data: np.ndarray, row: int) -> np.ndarray:
-        sample = self._decode(data, row, self.x.shape[0] if self.x.kind == "image" else None)
+        sample = self._decode(data, row, self.x.shape[0] if self.x.kind == "image" else None, self.x)
         if sample.dtype != self.x.dtype or sample.shape != self.x.shape:
             require(self.x, sample.dtype, sample.shape, self._place(row))
         return sample
@@ -117,8 +117,8 @@ class Samples:
                     raise
         return False
 
-    def _decode(self, data: np.ndarray, row: int, channels: int | None) -> np.ndarray:
-        return decode(_of(data, self._spans[row]), self._arrays[row], self._place(row), channels)
+    def _decode(self, data: np.ndarray, row: int, channels: int | None, x: X | None = None) -> np.ndarray:
+        return decode(_of(data, self._spans[row]), self._arrays[row], self._place(row), channels, x)
 
     def _place(self, row: int) -> Place:
         return Place(self._path, self._keys, row)
@@ -190,11 +190,11 @@ def split_name(member: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def decode(data: np.ndarray, is_array: bool, place: Place, channels: int | None = None) -> np.ndarray:
+def decode(data: np.ndarray, is_array: bool, place: Place, channels: int | None = None, x: X | None = None) -> np.ndarray:
     """Image -> (C, H, W) uint8, one channel for greys and three for anything else; .npy -> uint8 or float32.
 
     An array (H, W) of uint8 is an image of one channel; other floating types become float32. Where a set has `channels`
-    = 3, grey images are spread over them. Raises DataError.
+    = 3, grey images are spread over them. An image of another size than `x` is not even decoded. Raises DataError.
     """
     if is_array:
         return _array(data, place)
@@ -209,6 +209,8 @@ def decode(data: np.ndarray, is_array: bool, place: Place, channels: int | None 
             raise DataError(f"{place} has more than 8 bits a channel, which would be lost. Store it as .npy of float32.")
         alone = image.mode in GREY and channels != 3
         mode = "L" if alone else "RGB"
+        if x is not None and (image.height, image.width) != x.shape[1:]:
+            require(x, np.dtype(np.uint8), (1 if alone else 3, image.height, image.width), place)
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))  # (H, W) or (H, W, 3)
     except (*IMAGE_ERRORS, Image.DecompressionBombError) as error:
         raise DataError(_damaged_image(place, error)) from error

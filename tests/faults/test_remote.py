@@ -179,10 +179,10 @@ def test_a_url_without_data_is_explained(server):
 
 @pytest.mark.parametrize(
     "place",
-    (
+    [
         *("pipe:touch marker", "PIPE:touch marker", "ftp://host/x", "gs://bucket/x", "simplecache::http://host/x", "memory://x"),
         *("s3::file:///x", "github://a:b@main/", "ssh://host/x", "reference://x", "data:;base64,AAAA", "zip://a.tar::/x.zip"),
-    ),
+    ],
 )
 def test_every_other_scheme_is_refused(here, place):
     recipe = write_yaml(here / "r.yaml", {"name": "r", "data": {"path": place}})
