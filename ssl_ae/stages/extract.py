@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ssl_ae.tracking import Tracker
 BATCH_ROWS = 1024
 MAP = "_map.png"  # of the latents in the plane
 TAKEN = ("journal", "mlflow_run_id")  # what a stage keeps beside its splits
+FOLDER = re.compile(r"[^/\\._\x00-\x1f][^/\\\x00-\x1f]{0,99}")  # a name that stands for one folder, and for no hidden one
 
 Columns = Callable[[Model, Tensor], dict[str, Tensor]]  # x (B, *shapes.x) -> what is stored of these rows, each (B, ...)
 
@@ -174,6 +176,11 @@ def other_data(ws: Workspace, path: Path | str) -> DataSet:
     data = DataSet.open(path, tolerance=tolerance_of(ws.recipe))
     for line in data.losses:
         ws.reporter.warn(line)
+    if not FOLDER.fullmatch(data.card.name):
+        raise DataError(
+            f"{path} is called {data.card.name[:80]!r}, and its latents go into a folder of its name: expected a name without / "
+            f"and \\ that begins with neither . nor _. Give it another `name` in {data.folder / cards.FILE_NAME}."
+        )
     if data.card.name in (*cards.SPLITS, *ws.card.splits, *TAKEN):
         card = data.folder / cards.FILE_NAME
         cure = f"Give it another `name` in {card}." if card.exists() else "Rename the folder."

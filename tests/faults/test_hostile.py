@@ -1,5 +1,6 @@
 """Files made to do harm: nothing of them is run, nothing is written outside the folders that were asked for."""
 
+import contextlib
 import io
 import json
 import os
@@ -9,13 +10,12 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_line import call, one_line, refused, write_yaml
+from command_line import call, one_line, refused, snapshot, write_yaml
 from faults.shard_kit import npy, packed, picture, png, read_all, values, write_tar
 
 from ssl_ae import checkpoint, files
@@ -23,7 +23,7 @@ from ssl_ae import recipe as recipes
 from ssl_ae.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from ssl_ae.data.card import Card
 from ssl_ae.data.dataset import DataSet
-from ssl_ae.errors import CheckpointError, DataError, RecipeError, SslAeError
+from ssl_ae.errors import CheckpointError, DataError, RecipeError
 
 MODEL = {"latent_dim": 2, "encoder": {"name": "mlp", "widths": [5]}, "decoder": {"name": "mlp", "likelihood": "gaussian"}}
 
@@ -36,6 +36,14 @@ class Bomb:
 
     def __reduce__(self):
         return (os.mkdir, (str(self.marker),))
+
+
+def told(*words: object) -> str:
+    """The message of a command that refuses its input."""
+    answer = call(*words)
+    assert (answer.code, answer.stdout) == (2, ""), answer
+    assert "Traceback" not in answer.stderr
+    return answer.stderr
 
 
 @pytest.fixture
@@ -61,7 +69,25 @@ def objects(marker: Path) -> np.ndarray:
 
 # --- shards
 
-EXTENSIONS = ["pyd", "pkl", "pickle", "pth", "pt", "pt2", "npz", "npy", "x.npy", "cls", "json", "txt", "png", "jpg", "ten", "cbor", "mp"]
+EXTENSIONS = [
+    "pyd",
+    "pkl",
+    "pickle",
+    "pth",
+    "pt",
+    "pt2",
+    "npz",
+    "npy",
+    "x.npy",
+    "cls",
+    "json",
+    "txt",
+    "png",
+    "jpg",
+    "ten",
+    "cbor",
+    "mp",
+]
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
@@ -70,19 +96,21 @@ def test_pickles_under_every_extension(tmp_path, marker, extension, beside):
     """Where a sound image lies beside the pickle, the pickle is passed over or refused; it is never loaded."""
     good = {"0.png": png(picture(0)), "0.cls": b"1"} if beside else {}
     members = {name: content for name, content in good.items() if name != f"0.{extension}"}
-    write_tar(tmp_path / "train.tar", [*members.items(), (f"0.{extension}", pickle.dumps(Bomb(marker))), ("1.png", png(picture(1)))])
-    try:
-        read_all(DataSet.open(tmp_path))
-    except DataError as error:
-        assert "train.tar" in str(error)
-    else:
-        assert beside
+    write_tar(
+        tmp_path / "train.tar", [*members.items(), (f"0.{extension}", pickle.dumps(Bomb(marker))), ("1.png", png(picture(1)))]
+    )
+    with contextlib.nullcontext() if beside else pytest.raises(DataError, match=r"train\.tar"):
+        with contextlib.suppress(DataError) if beside else contextlib.nullcontext():
+            read_all(DataSet.open(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["0.npy", "0.x.npy"])
 def test_arrays_of_objects(tmp_path, marker, name):
-    write_tar(tmp_path / "train.tar", {name: npy(objects(marker)), "0.key.json": b'["a"]'} if "x" in name else {name: npy(objects(marker))})
-    with pytest.raises(DataError, match="never unpickled|expected rows of"):
+    write_tar(
+        tmp_path / "train.tar",
+        {name: npy(objects(marker)), "0.key.json": b'["a"]'} if "x" in name else {name: npy(objects(marker))},
+    )
+    with pytest.raises(DataError, match=r"never unpickled|expected rows of"):
         read_all(DataSet.open(tmp_path))
 
 
@@ -105,14 +133,16 @@ def test_names_of_members_are_only_ever_keys(here, name):
     write_tar(here / "set" / "train.tar", members)
     before = set(here.parent.iterdir()), set(Path("/tmp").glob("escaped*")), set(here.rglob("escaped*"))
     keys = {key for found, _ in read_all(DataSet.open(here / "set")).values() for key in found}
-    assert HOSTILE_NAMES[name].removesuffix(".png") in keys
+    assert (HOSTILE_NAMES[name].removesuffix(".png") in keys) == (name != "windows")  # whose key is empty: a hidden file
     assert call("data", "pack", "set", "packed").code == 0
     packed_keys = {key for found, _ in read_all(DataSet.open(here / "packed")).values() for key in found}
     assert packed_keys == keys
     assert (set(here.parent.iterdir()), set(Path("/tmp").glob("escaped*")), set(here.rglob("escaped*"))) == before
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+)
 def test_links_and_devices_in_a_tar_hold_no_sample(tmp_path, kind):
     secret = tmp_path / "secret.png"
     secret.write_bytes(png(picture(5)))
@@ -138,15 +168,16 @@ def test_a_card_names_no_file_elsewhere(tmp_path, file):
         DataSet.open(tmp_path / "set")
 
 
-@pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "..", ".", "", "a/b", "a\0b", ".hidden", "_private", "x" * 300])
-def test_the_name_of_other_data_is_no_way_out_of_the_run(here, name):
-    packed(here / "set")
-    recipe = write_yaml(here / "r.yaml", {"name": "r", "data": {"path": "set"}, "model": MODEL, "pretrain": {"epochs": 1}, "device": "cpu"})
-    assert call("pretrain", recipe).code == 0
-    shutil.copytree(here / "set", here / "other")
+@pytest.mark.parametrize(
+    "name", ["../../escaped", "/tmp/escaped", "..", ".", "", "a/b", "a\0b", ".hidden", "_private", "x" * 300]
+)
+def test_the_name_of_other_data_is_no_way_out_of_the_run(here, finetuned, name):
+    packed(here / "other")
     card = json.loads((here / "other" / "card.json").read_text())
     (here / "other" / "card.json").write_text(json.dumps(card | {"name": name}))
-    assert "name" in one_line("extract", "runs/r", "--data", "other")
+    before = snapshot(here)
+    assert "expected a name without / and \\" in told("extract", finetuned, "--data", "other")
+    assert snapshot(here) == before
 
 
 # --- checkpoints
@@ -180,10 +211,12 @@ def test_a_checkpoint_with_a_pickle(tmp_path, marker, raw):
 
 def test_weights_that_are_a_pickle(here, marker):
     packed(here / "set")
-    recipe = write_yaml(here / "r.yaml", {"name": "r", "data": {"path": "set"}, "model": MODEL, "pretrain": {"epochs": 1}, "device": "cpu"})
+    recipe = write_yaml(
+        here / "r.yaml", {"name": "r", "data": {"path": "set"}, "model": MODEL, "pretrain": {"epochs": 1}, "device": "cpu"}
+    )
     assert call("pretrain", recipe).code == 0
     torch.save({"encoder": Bomb(marker)}, here / "runs/r/pretrain/model.safetensors")
-    assert "model.safetensors" in one_line("extract", "runs/r")
+    assert "model.safetensors" in told("extract", "runs/r")
 
 
 # --- recipes and names
@@ -215,9 +248,10 @@ def test_hostile_yaml_is_refused(here, marker, what):
     text = YAML_BOMBS[what].format(marker=marker)
     (here / "r.yaml").write_text(text)
     assert refused("pretrain", "r.yaml").startswith("r.yaml")
-    (here / "sound.yaml").write_text("name: r\ndata: {path: x}\n")
     if "\n" not in text:
-        assert refused("pretrain", "sound.yaml", "--set", f"model.latent_dim={text.removeprefix('name: ')}").startswith("--set ") or what
+        (here / "sound.yaml").write_text("name: r\ndata: {path: x}\n")
+        value = text.removeprefix("name: ")
+        assert refused("pretrain", "sound.yaml", "--set", f"model.latent_dim={value}").startswith(("--set ", "sound.yaml"))
 
 
 @pytest.mark.parametrize("name", ["../r", "/tmp/r", "a/b", "..", "", ".r", "r\n", "r\0", "~", "$(touch x)", "r" * 300])
@@ -238,13 +272,13 @@ def test_names_of_plugins_are_no_paths(here, name):
 @pytest.mark.parametrize("option", [["--method", "../../x"], ["--split", "../../x"]])
 def test_names_on_the_command_line_are_no_paths(here, finetuned, option):
     assert refused("evaluate", finetuned, *option)
-    assert refused("extract", finetuned, "--layer", "../../../x") or option
+    assert told("extract", finetuned, "--layer", "../../../x")
 
 
 # --- archives of numpy
 
 
-@contextmanager
+@contextlib.contextmanager
 def memory(extra: int) -> Iterator[None]:
     """So many bytes more than now, and what asks for more fails instead of taking the machine's."""
     with open("/proc/self/statm") as file:
@@ -317,5 +351,4 @@ def test_codes_that_are_a_pickle(here, finetuned, marker):
 def test_labels_that_are_a_pickle(here, finetuned, recipe, marker):
     for name in ("labels.pkl", "labels.csv", "labels.parquet"):
         (here / name).write_bytes(pickle.dumps(Bomb(marker)))
-        with pytest.raises(SslAeError) if False else pytest.MonkeyPatch.context():
-            assert refused("finetune", recipe(), "--labels", name)
+        assert name in told("finetune", recipe(), "--labels", name)
