@@ -8,6 +8,7 @@ object a line, asked on stdin and answered on stdout.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -108,8 +109,11 @@ class Campaign:
             if not ended.killed:
                 assert ended.codes == [0] * self.ranks, ended
                 return True
-            assert set(ended.codes) <= {-signal.SIGKILL, 1}, ended  # 1: a rank that lost the other
             self.tried += 1
+            # 1 is a rank that lost the other, 0 one that needed it no more
+            assert set(ended.codes) <= {-signal.SIGKILL, 0, 1}, ended
+            if ended.stdout:  # it was done, and killed while it said so
+                return True
         return False
 
     def end(self) -> Ended:
@@ -159,32 +163,34 @@ def interleaved(parts: list[list[int]]) -> list[int]:
 
 
 def serve() -> None:
-    imports()
-    threads = os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ["1"]
-    assert len(threads) == 1, "a process with threads cannot be forked"
+    observe_steps()
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(attempt(json.loads(line))) + "\n")
+        asked = json.loads(line)
+        import_what_stages_need(asked["ranks"])
+        if os.path.isdir(tasks := "/proc/self/task"):
+            assert len(os.listdir(tasks)) == 1, "a process with threads cannot be forked"
+        sys.stdout.write(json.dumps(attempt(asked)) + "\n")
         sys.stdout.flush()
 
 
-def imports() -> None:
-    """Everything that a stage needs, and a witness of every step."""
-    import matplotlib.backends.backend_agg
-    import sklearn.linear_model
-    import torch  # noqa: F401
-
-    import ssl_ae.cli.stages
-    import ssl_ae.figures
-    import ssl_ae.stages.pipeline
+def import_what_stages_need(ranks: int) -> None:
+    for module in ("matplotlib.backends.backend_agg", "sklearn.linear_model", "ssl_ae.figures", "ssl_ae.stages.pipeline"):
+        importlib.import_module(module)
+    if ranks > 1:
+        importlib.import_module("torch._dynamo")  # by DistributedDataParallel
     from ssl_ae.registry import Registry
-    from ssl_ae.stepping import Stepper
 
     Registry.discover()
+
+
+def observe_steps() -> None:
+    """Let every step write down, before it is made, which rows it sees."""
+    from ssl_ae import distributed
+    from ssl_ae.stepping import Stepper
+
     make = Stepper.make
 
     def witnessed(self, run, batches, step):
-        from ssl_ae import distributed
-
         if folder := os.environ.get(WITNESS):
             rank = distributed.rank()
             uniform = [row for batch in batches for row in batch.row[batch.uniform].tolist()]

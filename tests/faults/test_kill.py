@@ -16,8 +16,8 @@ import pyarrow.dataset
 import pytest
 from command_line import snapshot, with_fields, write_yaml
 from conftest import TINY
-
 from faults.kill_kit import Campaign, Server, Steps, serving, steps_seen, streams
+
 from ssl_ae.tracking.journal import rank_files, read_events
 
 ROWS = 40_000  # of which 36,000 are train rows: three parts of Parquet
