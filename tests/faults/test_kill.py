@@ -154,13 +154,13 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def prepared(server, tmp_path_factory) -> Path:
     training = {"epochs": 4, "batch_size": 1_024, "log_every": 10}
-    return prepare(server, tmp_path_factory.mktemp("kill"), ROWS, {"pretrain": training, "finetune": training})
+    return prepare(server, tmp_path_factory.mktemp("kill"), ROWS, {"pretrain": training, "finetune": dict(training)})
 
 
 @pytest.mark.parametrize(("name", "ranks", "kills"), [("run", 1, 3), ("pretrain", 2, 2)])
 def test_a_few_kills(server, tmp_path, name, ranks, kills):
     training = {"epochs": 3, "batch_size": 128, "log_every": 3}
-    small = {"pretrain": training, "finetune": training, "stages": ["pretrain", "finetune"]}
+    small = {"pretrain": training, "finetune": dict(training), "stages": ["pretrain", "finetune"]}
     job = Job(server, prepare(server, tmp_path, 2_003, small), name, ranks)
     job.survives(kills, random.Random(7))
 
