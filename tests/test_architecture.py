@@ -31,7 +31,7 @@ FLOORS = [
     {"stepping"},
     {"training", "solving"},
     {"stages"},
-    {"testing"},
+    {"testing", "doctor"},
     {"cli"},
 ]
 # files that make one room: a package, or the kinds of source that come in through a hook like any plugin's
@@ -40,6 +40,7 @@ ROOMS = {
     "figures": "figures",
     "stages": "stages",
     "testing": "testing",
+    "doctor": "doctor",
     "cli": "cli",
     "data.sources": "data.kinds",
 }
@@ -65,6 +66,7 @@ OWNERS = {
     "matplotlib": {"figures"},
     "faiss": {"neighbours"},
     "scipy": {"solving"},
+    "packaging": {"doctor"},
 }
 FORBIDDEN_ROOMS = {"utils", "common", "helpers", "base", "misc", "types"}
 LONGEST = 400

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from ssl_ae.cli import data, decoding, plugins, recipes, search, stages, tracking
+from ssl_ae.cli import data, decoding, doctor, plugins, recipes, search, stages, tracking
 from ssl_ae.errors import SslAeError, Stopped
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ search.register(app)
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(recipes.app, name="recipe")
 tracking.register(app)
+doctor.register(app)
 
 
 def main() -> None:
