@@ -7,16 +7,13 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ssl_ae.errors import SslAeError
-
-ASIDE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}(\.tmp)?")  # what is filled before it gets its name
 
 
 @contextlib.contextmanager
@@ -60,18 +57,6 @@ def move_folder(aside: Path, path: Path) -> None:
             raise
         shutil.rmtree(old)
     _sync_folder(path.parent)
-
-
-def sweep(folder: Path, spared: Collection[str] = ()) -> None:
-    """Remove what killed processes left aside below a folder that is this process's own; not of files of a `spared` name."""
-    for path in list(folder.rglob(".*")):
-        aside = ASIDE.fullmatch(path.name)
-        if aside is None or aside["name"] in spared:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> Path:

@@ -24,7 +24,6 @@ METRICS = "metrics.json"
 CARD = "card.json"
 LOCK = ".lock"
 HOLDER = ".lock-holder.json"
-OF_SYNC = ("mlflow_run_id", "cursor.json")  # which delivers a journal while another process writes the folder
 
 State = Literal["new", "resume", "done"]
 
@@ -33,7 +32,6 @@ State = Literal["new", "resume", "done"]
 def lock(run: Path) -> Iterator[None]:
     """Be the only writer of a run folder. Raises CheckpointError that names the holder. The lock dies with its process.
 
-    What a killed writer left half written is removed: a job that is killed again and again must not fill the disk.
     A folder that was made for the lock and got nothing else, because the stage refused its input, is removed again.
     """
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
@@ -46,7 +44,6 @@ def lock(run: Path) -> Iterator[None]:
             f"the run folder {run} is in use by {_holder(run)}. Wait until it is done, or choose another folder with --out."
         ) from error
     try:
-        files.sweep(run, spared=OF_SYNC)
         files.write_json(run / HOLDER, {"pid": os.getpid(), "host": socket.gethostname()})
         yield
     finally:
