@@ -59,6 +59,8 @@ def write_parquet(
         try:
             pq.write_table(table, aside, write_page_checksum=True, **_encoding(table))
         except OSError as error:
+            if error.errno in files.FULL:
+                raise
             raise DataError(f"{path} cannot be written: {os.strerror(error.errno or 5)}. Choose another place for it.") from error
 
 

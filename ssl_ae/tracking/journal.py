@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_ae import files
-from ssl_ae.errors import SslAeError
+from ssl_ae.errors import DiskError, SslAeError
 
 FOLDER = "journal"
 
@@ -81,7 +81,8 @@ class Journal:
             os.ftruncate(self._descriptor, complete)
 
     def _cannot_write(self, error: OSError) -> SslAeError:
-        return SslAeError(
+        kind = DiskError if error.errno in files.FULL else SslAeError
+        return kind(
             f"cannot write the journal {self.path}: {error.strerror}. Free some space or mend its permissions, "
             "then run the same command to go on."
         )
