@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +22,7 @@ from ssl_ae.optimizing import go_on
 from ssl_ae.plan import Phase, Plan
 from ssl_ae.recipe import Training
 from ssl_ae.stepping import PhaseRun, Stepper, micro_batches, part_of
+from ssl_ae.stopping import stop_signals
 from ssl_ae.trace import Batch
 
 
@@ -108,7 +107,7 @@ class Trainer:
         requests = ((self.runs[phase].phase.draw, k) for phase, k in map(self.plan.at, range(self.progress.step, last)))
         ends = {self.plan.epoch_end(epoch): epoch for epoch in range(1, self.plan.epochs + 1)}
         started = time.monotonic() - self.progress.seconds
-        with stop_signals() as asked_to_stop:
+        with stop_signals() as asked_to_stop, closing(distributed.Agreement()) as agreement:
             for batch in self.feed.batches(requests):
                 step, run = self.progress.step, self.runs[self.plan.at(self.progress.step)[0]]
                 self.make_step(run, micro_batches(batch, self.training.micro_batches))
@@ -120,8 +119,7 @@ class Trainer:
                     self._read()
                 if step + 1 in ends and self._end_epoch(ends[step + 1]):
                     break
-                # ranks must leave at one step; agreeing costs a wait, so several ranks do it when they wait anyway
-                if (distributed.world() == 1 or reading) and distributed.any_rank(asked_to_stop.is_set(), self.device):
+                if agreement.asked(asked_to_stop.is_set(), step + 1):
                     self.save(self.checkpoint())
                     raise Stopped(f"stopped after step {step + 1} of {last}; the place is saved. Run the same command to go on.")
 
@@ -224,24 +222,3 @@ def objective_of(phases: Sequence[Phase]) -> Objective:
         seen |= {term.name for term in fresh}
         total = total + Objective(fresh)
     return total
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event set by SIGTERM or SIGINT, so that training can save and leave; a second SIGINT aborts at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
-        yield asked
-        return
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
