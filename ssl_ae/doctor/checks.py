@@ -159,7 +159,8 @@ def devices(torch_trouble: str | None = None) -> Finding:
 
 def usable_cores() -> float:
     """What the scheduler and the container leave to this process."""
-    cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone
+    cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return min(cores, int(quota) / int(period))
@@ -233,7 +234,9 @@ def self_test() -> Finding:
     if not trial.last_loss < 0.95 * trial.first_loss:
         cures.append("the loss does not fall: this build of torch computes something else on this device; try device: cpu")
     if not trial.same_bits:
-        cures.append(f"a resumed run differs from one never stopped on {trial.device}: try device: cpu, and tell us both versions")
+        cures.append(
+            f"a resumed run differs from one never stopped on {trial.device}: try device: cpu, and tell us both versions"
+        )
     if not trial.accuracy > 3 / trial.classes:
         cures.append("the head does not learn: this build of torch computes something else on this device; try device: cpu")
     facts = {**vars(trial), "seconds": seconds}

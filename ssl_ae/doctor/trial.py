@@ -92,7 +92,12 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 
 def resolved() -> Resolved:
     """A recipe that is all defaults but for its length."""
-    tree = {"name": "doctor", "data": {"path": "memory"}, "pretrain": TRAINING, "finetune": TRAINING | {"epochs": 20, "optimizer": {"lr": 0.05}}}
+    tree = {
+        "name": "doctor",
+        "data": {"path": "memory"},
+        "pretrain": TRAINING,
+        "finetune": TRAINING | {"epochs": 20, "optimizer": {"lr": 0.05}},
+    }
     tree["model"] = {"latent_dim": 8}
     x = X(kind="image", dtype="uint8", shape=(1, SIDE, SIDE), range=(0, 255))
     y = Y(task="classes", names=tuple(f"class {i}" for i in range(CLASSES)))
