@@ -24,7 +24,7 @@ from ssl_ae.validation import validate
 CLASSES, SIDE, ROWS, HELD_OUT = 10, 8, 1_000, 200
 LABELS = 100
 NOISE = 0.15  # standard deviation of each pixel around its class's picture, of values in [0, 1]
-TRAINING = {"epochs": 4, "batch_size": 100, "log_every": 10}
+TRAINING = {"epochs": 10, "batch_size": 100, "log_every": 10}
 
 
 @dataclass(frozen=True)
