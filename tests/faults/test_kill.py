@@ -90,7 +90,11 @@ def out_of(words: tuple[str, ...]) -> tuple[str, ...]:
 
 def made(run: Path) -> dict[str, str]:
     """Everything that a run made, by its sha256."""
-    return {name: digest for name, digest in snapshot(run).items() if not set(Path(name).parts) & set(LASTING)}
+    return {
+        name: digest
+        for name, digest in snapshot(run).items()
+        if not set(Path(name).parts) & set(LASTING) and not name.endswith(".tmp")
+    }
 
 
 def measured(run: Path) -> dict:

@@ -74,12 +74,12 @@ def test_a_store_in_a_file(tmp_path):
     assert not path.parent.exists()
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as connection:
-        with pytest.raises(Unreachable, match="no MLflow store .no such table"):
+        with pytest.raises(Unreachable, match="no such table"):
             reach(uri, 1)
         connection.execute("create table runs (run_uuid text)")  # as in MLflow's first migration
         connection.execute("insert into runs values ('a')")
         connection.commit()
         assert reach(uri, 1) == "1 run"
     path.write_bytes(b"no database at all, though longer than the header of one " * 99)
-    with pytest.raises(Unreachable, match="no MLflow store .file is not a database"):
+    with pytest.raises(Unreachable, match="not a database"):
         reach(uri, 1)
