@@ -195,7 +195,7 @@ def store() -> Finding:
         return Finding("ok", f"{without_password(uri)}: {reach(uri, STORE_PATIENCE_SECONDS)}", [], facts)
     except Unreachable as error:
         cure = "runs go on without it and lose nothing; `ssl-ae track sync RUN` delivers once it answers"
-        return Finding("broken", f"{without_password(uri)}: {error}", [cure], facts)
+        return Finding("broken", f"{without_password(uri)} does not answer: {error}", [cure], facts)
 
 
 def disk() -> Finding:

@@ -177,7 +177,8 @@ class Workspace:
                 tracker.close()
             distributed.barrier()  # rank 0 delivers what every rank has written
         for warning in tracker.warnings:
-            self.reporter.warn(warning)
+            if warning not in self.reporter.warnings:  # of several stages that meet the same silent store, one tells it
+                self.reporter.warn(warning)
 
     def outcome(self, command: str, stage: StageFolder, status: str = "done", **more: Any) -> Outcome:
         outputs = {"run": self.run, "stage": stage.path, "model": stage.path / runs.MODEL, "recipe": stage.path / runs.RECIPE}

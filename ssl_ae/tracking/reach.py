@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
+import ssl
 import urllib.error
 import urllib.request
 from contextlib import closing
@@ -21,7 +22,11 @@ class Unreachable(Exception):
 
 
 def reach(uri: str, timeout_seconds: float) -> str:
-    """What answered, in a few words. Raises Unreachable with the reason."""
+    """What answered, in a few words. Raises Unreachable with the reason.
+
+    Only silence and errors of the server's own count as no answer: what a proxy or a certificate refuses to this request,
+    mlflow's client may be allowed.
+    """
     if (database := store.database_file(uri)) is not None:
         return _sqlite(database)
     address = urlsplit(uri)
@@ -35,9 +40,29 @@ def reach(uri: str, timeout_seconds: float) -> str:
             return "not asked: its port is not known"
         socket.create_connection((address.hostname, port), timeout_seconds).close()
     except (OSError, ValueError) as error:  # a refused connection, a name nobody knows, a time-out, a port that is no number
-        reason = getattr(error, "reason", None) or error
-        raise Unreachable(f"no answer ({getattr(reason, 'strerror', None) or reason})") from error
+        if isinstance(getattr(error, "reason", error), ssl.SSLError):
+            return "answers, with a certificate that is not known here"
+        raise Unreachable(reason_of(error)) from error
     return "the database's port answers"
+
+
+def reason_of(error: BaseException) -> str:
+    """The first cause of a failed request, in the system's words; mlflow's and urllib's are long and hold addresses."""
+    met: list[object] = [error]
+    for each in met:
+        if isinstance(each, TimeoutError) or "Timeout" in type(each).__name__:
+            return "timed out"
+        if isinstance(each, OSError) and each.strerror and not isinstance(each, urllib.error.URLError):
+            return each.strerror
+        inner = [getattr(each, "__cause__", None), getattr(each, "__context__", None), getattr(each, "reason", None)]
+        inner += getattr(each, "args", ())
+        met += [one for one in inner if isinstance(one, BaseException) and one not in met]
+    return first_line(str(error) or type(error).__name__)
+
+
+def first_line(text: str) -> str:
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= 200 else f"{line[:200]}..."
 
 
 def _sqlite(database: Path) -> str:
@@ -64,6 +89,6 @@ def _server(uri: str, timeout_seconds: float) -> str:
             return f"answers ({answer.status})"
     except urllib.error.HTTPError as error:
         with error:
-            if error.code in (401, 403):
-                return f"answers, and asks who you are ({error.code})"
-            raise Unreachable(f"it answers with {error.code} {error.reason}") from error
+            if error.code >= 500:
+                raise Unreachable(f"{error.code} {error.reason}") from error
+            return f"answers ({error.code} {error.reason})"

@@ -146,7 +146,7 @@ def test_a_store_that_does_not_answer(here, quick, monkeypatch):
     monkeypatch.setenv("SSL_AE_TRACKING", "live")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@127.0.0.1:9")  # the port `discard`, where nobody listens
     store = doctor(1)["checks"]["store"]
-    assert store["text"] == "http://127.0.0.1:9: no answer (Connection refused)"
+    assert store["text"] == "http://127.0.0.1:9 does not answer: Connection refused"
     assert "ssl-ae track sync" in store["cures"][0]
 
 
