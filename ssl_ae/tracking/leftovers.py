@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -28,10 +29,11 @@ def end_if_dead(folder: Path) -> bool:
     alive = is_alive(turn.get("writer"))
     if alive or (alive is None and time.time() - _last_word(folder) < SILENT_SECONDS):
         return False
-    died = int(path.stat().st_mtime * 1_000)
+    died = path.stat().st_mtime
     journal = Journal(path)
-    journal.append("close", status="KILLED", time=died)
+    journal.append("close", status="KILLED", time=int(died * 1_000))
     journal.close()
+    os.utime(path, (died, died))  # the last word was its process's, and the parent's silence is measured by it
     return True
 
 
