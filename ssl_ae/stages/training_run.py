@@ -57,6 +57,8 @@ def train(
     if found:
         trainer.restore(found)
         ws.reporter.say(f"resuming {name} at step {trainer.progress.step} of {plan.steps}")
+    else:
+        trainer.check_early_stopping()
     with contextlib.ExitStack() as stack:
         if stage:
             saver = Saver(stage.path / CHECKPOINT, resumed=trainer.progress.step if found else None)
