@@ -10,6 +10,7 @@ import typer
 
 from ssl_ae.cli.options import (
     Epochs,
+    Force,
     Json,
     Out,
     RecipePath,
@@ -36,6 +37,7 @@ def pretrain(
     out: Out = None,
     epochs: Epochs = None,
     restart: Restart = False,
+    force: Force = False,
     nproc: Annotated[int | None, typer.Option(metavar="N", min=1, help="Start N ranks on this machine, one a GPU.")] = None,
     max_restarts: Annotated[
         int, typer.Option(metavar="N", min=0, help="With --nproc: how often ranks that die are started again.")
@@ -66,7 +68,7 @@ def pretrain(
         from ssl_ae.stages.workspace import open_workspace
 
     with open_workspace(chosen, run_folder(chosen, out), str(recipe), reporter()) as ws:
-        outcome = stage(ws, restart)
+        outcome = stage(ws, restart, force)
     finish(outcome, json)
 
 
@@ -115,6 +117,7 @@ def finetune(
     out: Out = None,
     epochs: Epochs = None,
     restart: Restart = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Train the head on few labels, and say whether the unlabelled data helped.
@@ -140,7 +143,7 @@ def finetune(
 
     folder = out or from_ or run_folder(chosen, None)
     with open_workspace(chosen, folder, str(recipe), reporter()) as ws:
-        outcome = stage(ws, restart, from_)
+        outcome = stage(ws, restart, from_, force)
     finish(outcome, json)
 
 
@@ -205,6 +208,7 @@ def run(
         int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split, of every training stage.")
     ] = None,
     restart: Restart = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Every stage of the recipe in order, skipping what is done.
@@ -217,7 +221,7 @@ def run(
     with many_imports():
         from ssl_ae.stages.pipeline import run_stages
 
-    finish(run_stages(chosen, run_folder(chosen, out), str(recipe), reporter(), restart), json)
+    finish(run_stages(chosen, run_folder(chosen, out), str(recipe), reporter(), restart, force), json)
 
 
 def budget(labels: str | None) -> object:
