@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution
 from torch.utils.checkpoint import checkpoint
 
@@ -49,7 +50,7 @@ def of_chain(maps: Sequence[Affine]) -> Tensor | None:
         return norms.sum().expand(len(maps[-1][2])) if slopes[-1] is None else slopes[-1].square() @ norms
     first, second = maps[0][0], maps[1][0]
     if slopes[1] is None and _gram_is_cheaper(first, second, rows=len(slopes[0])):
-        return _quadratic(slopes[0], _gram(first) * _gram(second.T))
+        return _AffineCode.apply(first, second, slopes[0])
     return _by_units(first, second, slopes[0], slopes[1])
 
 
@@ -59,17 +60,28 @@ def _gram_is_cheaper(first: Tensor, second: Tensor, rows: int) -> bool:
     return hidden * (inputs + outputs + rows) <= rows * outputs * min(inputs, hidden)
 
 
-def _gram(weight: Tensor) -> Tensor:
-    """W W', (H, H), for a function of it whose gradient is symmetric: then dW = 2 dG W needs one product instead of two."""
-    half = weight @ weight.detach().T
-    return 2 * half - half.detach()
+class _AffineCode(torch.autograd.Function):
+    """sum_k |(w2_k o d) W1|^2 = d' M d of every row of d (B, H), (B,), with M = W1 W1' o W2' W2, (H, H).
 
+    By hand, because M and dM are symmetric: dW1 = 2 (dM o W2' W2) W1, dW2 = 2 W2 (dM o W1 W1') and dd = 2 M d, which the value
+    has made already. Autograd makes each product twice, and passes over all rows in between. There is no second derivative.
+    """
 
-def _quadratic(d: Tensor, symmetric: Tensor) -> Tensor:
-    """d' M d of every row of d (B, H), (B,). Its gradient 2 M d reuses the product of the value."""
-    product = d.detach() @ symmetric
-    value = (product * d.detach()).sum(1)
-    return value + 2 * (product.detach() * (d - d.detach())).sum(1) if d.requires_grad else value
+    @staticmethod
+    def forward(ctx, first: Tensor, second: Tensor, d: Tensor) -> Tensor:
+        gram, outer = first @ first.T, second.T @ second
+        product = d @ (gram * outer)
+        ctx.save_for_backward(first, second, d, gram, outer, product)
+        return (product * d).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope: Tensor) -> tuple[Tensor | None, ...]:
+        first, second, d, gram, outer, product = ctx.saved_tensors
+        twice = 2 * slope[:, None].to(product.dtype)
+        to_d = product * twice if ctx.needs_input_grad[2] else None
+        moment = (d * twice).to(product.dtype).T @ d.to(product.dtype)  # 2 dM; autocast's dtype, which backward has to keep
+        return (moment * outer) @ first.to(moment.dtype), second.to(moment.dtype) @ (moment * gram), to_d
 
 
 def _by_units(first: Tensor, second: Tensor, d1: Tensor, d2: Tensor | None) -> Tensor:

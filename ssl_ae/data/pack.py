@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,7 @@ class _Packing:
         self._about = source.describe()
         self._every, self._train = Moments(), Moments()
         self._measures = self._about.x.kind == "vector" or self._about.x.range == TO_BE_MEASURED
-        self._label_keys: list[np.ndarray] = []
-        self._labels: list[np.ndarray] = []
+        self._labels: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # keys and labels, by split
 
     def run(self, origin: str) -> Card:
         about = self._about
@@ -147,11 +146,11 @@ class _Packing:
                 for writer, chosen in ((main, ~away), (val, away)):
                     if chosen.any():
                         writer.write(list(compress(block.keys, chosen.tolist())), block.x[chosen])
+                        self._take_labels(name if writer is main else "val", block, chosen)
                 if self._measures:
                     self._every.add(block.x)
                     if name == "train":
                         self._train.add(block.x[~away])
-                self._take_labels(block)
                 row = stop
                 if self._progress:
                     self._progress(len(block.keys))
@@ -176,17 +175,19 @@ class _Packing:
                 f"{x.range[0]:g} to {x.range[1]:g}. Correct it or leave it out."
             )
 
-    def _take_labels(self, block: Block) -> None:
+    def _take_labels(self, split: str, block: Block, chosen: np.ndarray) -> None:
         if block.labels is None:
             return
         known = block.labels != UNLABELED if block.labels.ndim == 1 else ~np.isnan(block.labels).all(axis=1)
+        known &= chosen
         if known.any():
-            self._label_keys.append(as_keys(block.keys)[known])
-            self._labels.append(block.labels[known])
+            self._labels.setdefault(split, []).append((as_keys(block.keys)[known], block.labels[known]))
 
     def _write_labels(self) -> str:
+        """Split by split, each in its own order: so `rows_of` finds a split's labels without a search."""
         path = self._folder / cards.LABELS_FILE_NAME
-        LabelTable(np.concatenate(self._label_keys), np.concatenate(self._labels)).write(path)
+        keys, labels = zip(*chain.from_iterable(self._labels.values()), strict=True)
+        LabelTable(np.concatenate(keys), np.concatenate(labels)).write(path)
         return files.sha256_of(path)
 
     def _measured(self) -> X:

@@ -279,6 +279,12 @@ class TestInspect:
         assert found["splits"]["val"]["rows"] == 109
         assert found["splits"]["val"]["labeled"] == sum(classes[1].values())
 
+    def test_the_label_table_has_each_split_in_its_own_order(self, folder):
+        data = DataSet.open(folder)
+        labels = {name: data.labels(name) for name in ("train", "val")}
+        expected = [key for name, known in labels.items() for key in data.split(name).keys[known != UNLABELED]]
+        assert data.label_table.keys.tolist() == expected
+
     @pytest.mark.parametrize(
         ("damage", "verdict"),
         [

@@ -148,6 +148,22 @@ def test_every_order_of_evaluation_is_the_same_number(order, code):
         torch.testing.assert_close(one, other, rtol=RELATIVE, atol=1e-10)
 
 
+def test_in_bf16_it_is_the_same_to_the_rounding():
+    """Three digits of the sums of some hundred products, and gradients as wide as the parameters, which stay in float32."""
+    model, batch = built(mlp(61, activation="sigmoid"), shape=(67,))
+    model, batch = model.float(), Batch(x=batch.x.float())
+    found = []
+    for bf16 in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            value = model.regularizers[0].penalty(model(batch, frozenset({Need.CLEAN})))
+        value.float().sum().backward()
+        found.append([value.float(), *gradients(model).values()])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert (one - other).norm() < 0.02 * one.norm()
+
+
 @pytest.mark.parametrize(
     "encoder", [mlp(11, 6, activation="tanh"), mlp(11, activation="tanh", code_activation="sigmoid")], ids=name_of
 )
