@@ -1,14 +1,18 @@
 """Processes that die at a chosen moment of writing, and what must be true of a folder afterwards."""
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from command_line import Answer, call
+
+from ssl_ae import files
 
 DEAD = 77  # exit code of a child that died where it was told to
 LONGEST_SECONDS = 120
@@ -75,8 +79,53 @@ def flip_a_bit(path: Path, place: float = 0.5, bit: int = 0) -> None:
     path.write_bytes(content)
 
 
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.005)
+def answer_of_child(prepare: Callable[[], object], *words: object) -> Answer:
+    """What a command answers in a forked child, after `prepare` made life hard for it."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            torch.set_num_threads(1)
+            prepare()
+            answer = call(*words)
+            os.write(write, json.dumps([answer.code, answer.stdout[-9000:], answer.stderr[-9000:]]).encode())
+        except BaseException as error:
+            os.write(write, json.dumps([-1, "", f"Traceback: {error!r}"]).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read) as pipe:
+        answer = Answer(*json.loads(pipe.read()))
+    os.waitpid(pid, 0)
+    return answer
+
+
+COMMANDS = {
+    "pack": ("data", "pack", "digits", "packed"),
+    "pretrain": ("pretrain", "recipe.yaml", "--epochs", "2"),
+    "extract": ("extract", "runs/tiny"),
+    "finetune": ("finetune", "recipe.yaml", "--joint", "--out", "runs/tiny"),
+    "predict": ("predict", "runs/tiny", "table", "--out", "runs/tiny/predictions.parquet"),
+}
+RESULTS = {
+    "pack": ["packed/*.tar", "packed/card.json", "packed/labels.parquet"],
+    "pretrain": ["runs/tiny/pretrain/model.safetensors"],
+    "extract": ["runs/tiny/latents/*/*.parquet", "runs/tiny/latents/*/_manifest.json"],
+    "finetune": ["runs/tiny/finetune/*/model.safetensors"],
+    "predict": ["runs/tiny/predictions.parquet"],
+}
+
+
+def results(folder: Path, command: str) -> dict[str, str]:
+    found = [path for pattern in RESULTS[command] for path in folder.glob(pattern)]
+    return {str(path.relative_to(folder)): files.sha256_of(path) for path in found}
+
+
+def place(here: Path, finetuned: Path, digits: Path, command: str) -> None:
+    """What the command starts from: everything that it makes is gone."""
+    shutil.copytree(digits, here / "table", dirs_exist_ok=True)
+    gone = {"pretrain": ["pretrain", "latents", "finetune"], "extract": ["latents"], "finetune": ["finetune", "baselines"]}
+    for name in gone.get(command, []):
+        shutil.rmtree(finetuned / name, ignore_errors=True)
+    (finetuned / "predictions.parquet").unlink(missing_ok=True)
+    shutil.rmtree(here / "packed", ignore_errors=True)

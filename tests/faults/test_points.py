@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import call, snapshot
-from faults.store_kit import CALLS, DEAD, hidden, run_child
+from faults.store_kit import CALLS, COMMANDS, DEAD, hidden, place, results, run_child
 
 from ssl_ae import files, latents, tables
 from ssl_ae.checkpoint import Checkpoint, Saver, load_checkpoint, save_checkpoint
@@ -253,36 +253,6 @@ def test_a_damaged_newest_does_not_push_out_a_whole_one(tmp_path):
 
 
 # --- whole commands
-
-COMMANDS = {
-    "pack": ("data", "pack", "digits", "packed"),
-    "pretrain": ("pretrain", "recipe.yaml", "--epochs", "2"),
-    "extract": ("extract", "runs/tiny"),
-    "finetune": ("finetune", "recipe.yaml", "--joint", "--out", "runs/tiny"),
-    "predict": ("predict", "runs/tiny", "table", "--out", "runs/tiny/predictions.parquet"),
-}
-RESULTS = {
-    "pack": ["packed/*.tar", "packed/card.json", "packed/labels.parquet"],
-    "pretrain": ["runs/tiny/pretrain/model.safetensors"],
-    "extract": ["runs/tiny/latents/*/*.parquet", "runs/tiny/latents/*/_manifest.json"],
-    "finetune": ["runs/tiny/finetune/*/model.safetensors"],
-    "predict": ["runs/tiny/predictions.parquet"],
-}
-
-
-def results(folder: Path, command: str) -> dict[str, str]:
-    found = [path for pattern in RESULTS[command] for path in folder.glob(pattern)]
-    return {str(path.relative_to(folder)): files.sha256_of(path) for path in found}
-
-
-def place(here: Path, finetuned: Path, digits: Path, command: str) -> None:
-    """What the command starts from: everything that it makes is gone."""
-    shutil.copytree(digits, here / "table", dirs_exist_ok=True)
-    gone = {"pretrain": ["pretrain", "latents", "finetune"], "extract": ["latents"], "finetune": ["finetune", "baselines"]}
-    for name in gone.get(command, []):
-        shutil.rmtree(finetuned / name, ignore_errors=True)
-    (finetuned / "predictions.parquet").unlink(missing_ok=True)
-    shutil.rmtree(here / "packed", ignore_errors=True)
 
 
 @pytest.mark.parametrize("command", ["pretrain", "extract"])
