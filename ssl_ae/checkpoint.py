@@ -71,13 +71,8 @@ class Saver:
             pending.result()
 
     def _write(self, fetch: Callable[[], Checkpoint]) -> None:
-        checkpoint = fetch()
-        save_checkpoint(self._folder, checkpoint)
-        if self._resumed is not None:
-            for path in _saved(self._folder):
-                if self._resumed < _step_of(path) != checkpoint.progress["step"]:
-                    files.remove_folder(path)
-            self._resumed = None
+        save_checkpoint(self._folder, fetch(), self._resumed)
+        self._resumed = None
 
 
 def copied(checkpoint: Checkpoint) -> Callable[[], Checkpoint]:
@@ -109,8 +104,11 @@ def copied(checkpoint: Checkpoint) -> Callable[[], Checkpoint]:
     return fetch
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder/step-NNNNNNNNNN`; older ones beyond the newest two are removed afterwards. Raises DiskError."""
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, resumed: int | None = None) -> Path:
+    """Write `folder/step-NNNNNNNNNN`; afterwards all but this and the one before are removed. Raises DiskError.
+
+    The one before is at most that of step `resumed`, where training went on from it: newer ones are damaged.
+    """
     final = folder / f"step-{checkpoint.progress['step']:010d}"
     with files.folder_aside(final) as aside:
         digests = {
@@ -120,8 +118,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         }
         files.write_json(aside / MANIFEST, digests)
         files.move_folder(aside, final)
-    for old in _saved(folder)[KEPT:]:
-        files.remove_folder(old)
+    whole = [path for path in _saved(folder) if path == final or resumed is None or _step_of(path) <= resumed]
+    for path in set(_saved(folder)).difference(whole[:KEPT]):
+        files.remove_folder(path)
     return final
 
 

@@ -95,6 +95,12 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Table:
     return Table({name: _to_numpy(table.column(name)) for name in names}, _text_metadata(table.schema.metadata))
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `write_parquet` was given beside the columns. Raises DataError for a file that is absent or damaged."""
+    with _readable(path):
+        return _text_metadata(pq.read_schema(path).metadata)
+
+
 def read_batches(path: Path) -> Iterator[dict[str, np.ndarray]]:
     """The rows of a .csv or .parquet file, some thousands at a time; memory is bounded by the batch.
 

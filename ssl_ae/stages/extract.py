@@ -133,21 +133,24 @@ def write_split(
     columns_of: Columns,
     tracker: Tracker | None = None,
 ) -> dict[str, float]:
-    """Each rank writes every world-th part; the manifest comes last, when all are there and their figures are told.
+    """Each rank writes every world-th part that is not there yet; the manifest comes last, when all are and are told of.
 
+    An interrupted table goes on, on any number of ranks: a part depends on its rows alone.
     Samples are read once and in order, a batch at a time, so memory holds one part however large the split is.
     """
     samples, keys, labels = source.split(split), source.split(split).keys, source.labels(split)
     parts = latents.parts_of(samples.rows)
     with distributed.main_first() as main:
         if main:
-            (folder / latents.MANIFEST).unlink(missing_ok=True)
+            latents.begin(folder, facts)
     nats = []
     with ws.reporter.bar(f"extract {split}", samples.rows) as advance:
         for i in range(distributed.rank(), len(parts), distributed.world()):
             part = slice(parts[i].start, parts[i].stop)
-            columns = encode(model, samples, parts[i], ws.scaling, ws.device, columns_of)
-            latents.write_part(latents.part_of(folder, i), {"key": keys[part], "label": labels[part], **columns}, facts)
+            columns = stored_part(ws, folder, i, keys[part], facts)
+            if columns is None:
+                columns = encode(model, samples, parts[i], ws.scaling, ws.device, columns_of)
+                latents.write_part(latents.part_of(folder, i), {"key": keys[part], "label": labels[part], **columns}, facts)
             nats.append(columns.get("reconstruction_nats", np.empty(0)))
             advance(len(parts[i]) * distributed.world(), "")
     own = np.concatenate(nats) if nats else np.empty(0)
@@ -160,6 +163,16 @@ def write_split(
                 tracker.metrics(metrics, step=0)
             latents.finish(folder, samples.rows, facts, source.card.y.task if source.card.y else None)
     return metrics
+
+
+def stored_part(ws: Workspace, folder: Path, index: int, keys: np.ndarray, facts: dict[str, str]) -> dict[str, np.ndarray] | None:
+    """The columns of a part that an interrupted extraction has finished; a damaged one is made again, aloud."""
+    try:
+        found = latents.written(folder, index, keys, facts)
+    except DataError as error:
+        ws.reporter.warn(f"{error} It is made again.")
+        return None
+    return None if found is None else found.columns
 
 
 def encode(

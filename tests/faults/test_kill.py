@@ -90,11 +90,7 @@ def out_of(words: tuple[str, ...]) -> tuple[str, ...]:
 
 def made(run: Path) -> dict[str, str]:
     """Everything that a run made, by its sha256."""
-    return {
-        name: digest
-        for name, digest in snapshot(run).items()
-        if not set(Path(name).parts) & set(LASTING) and not name.endswith(".tmp")
-    }
+    return {name: digest for name, digest in snapshot(run).items() if not set(Path(name).parts) & set(LASTING)}
 
 
 def measured(run: Path) -> dict:
