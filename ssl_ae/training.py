@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +22,7 @@ from ssl_ae.optimizing import go_on
 from ssl_ae.plan import Phase, Plan
 from ssl_ae.recipe import Training
 from ssl_ae.stepping import PhaseRun, Stepper, micro_batches, part_of
+from ssl_ae.stopping import stop_signals
 from ssl_ae.trace import Batch
 
 
@@ -103,12 +102,17 @@ class Trainer:
             self.result.load_state_dict(self._best_weights)
         return self.progress
 
+    def check_early_stopping(self) -> None:
+        """Raises RecipeError where it watches what validation will not measure: now, not after an epoch."""
+        if self.training.early_stopping is not None:
+            self._watched(self._judge(self.plan.ending(self.plan.epochs)))
+
     def _run(self) -> None:
         last = self.plan.steps
         requests = ((self.runs[phase].phase.draw, k) for phase, k in map(self.plan.at, range(self.progress.step, last)))
         ends = {self.plan.epoch_end(epoch): epoch for epoch in range(1, self.plan.epochs + 1)}
         started = time.monotonic() - self.progress.seconds
-        with stop_signals() as asked_to_stop:
+        with stop_signals() as asked_to_stop, closing(distributed.Agreement()) as agreement:
             for batch in self.feed.batches(requests):
                 step, run = self.progress.step, self.runs[self.plan.at(self.progress.step)[0]]
                 self.make_step(run, micro_batches(batch, self.training.micro_batches))
@@ -120,8 +124,7 @@ class Trainer:
                     self._read()
                 if step + 1 in ends and self._end_epoch(ends[step + 1]):
                     break
-                # ranks must leave at one step; agreeing costs a wait, so several ranks do it when they wait anyway
-                if (distributed.world() == 1 or reading) and distributed.any_rank(asked_to_stop.is_set(), self.device):
+                if agreement.asked(asked_to_stop.is_set(), step + 1):
                     self.save(self.checkpoint())
                     raise Stopped(f"stopped after step {step + 1} of {last}; the place is saved. Run the same command to go on.")
 
@@ -152,8 +155,7 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> bool:
         """Validate, save; True when early stopping says enough."""
         phases = self.plan.ending(epoch)
-        judged = self.validate(part_of(self.result, phases[0]), objective_of(phases))
-        values = {f"val/{phases[0].prefix}{name}": value for name, value in judged.items()}
+        values = self._judge(phases)
         self.progress.epoch = epoch
         self.progress.history.append({"step": self.progress.step, **values})
         if phases[-1] is self.plan.phases[-1]:  # early stopping watches the last phase: the others only prepare it
@@ -162,18 +164,23 @@ class Trainer:
         self.save(self.checkpoint())
         return self._patience_is_over()
 
-    def _note_the_best(self, values: dict[str, float]) -> None:
-        early = self.training.early_stopping
-        if early is None:
-            return
-        value = values.get(early.metric)
-        if value is None:
+    def _judge(self, phases: Sequence[Phase]) -> dict[str, float]:
+        judged = self.validate(part_of(self.result, phases[0]), objective_of(phases))
+        return {f"val/{phases[0].prefix}{name}": value for name, value in judged.items()}
+
+    def _watched(self, values: dict[str, float]) -> float:
+        """The value that early stopping watches; lower is better. Raises RecipeError where it is not measured."""
+        metric = self.training.early_stopping.metric
+        if metric not in values:
             raise RecipeError(
-                f"early_stopping.metric = {early.metric}: this stage measures {listing(values, 'and')}."
-                + did_you_mean(early.metric, values)
+                f"early_stopping.metric = {metric}: this stage measures {listing(values, 'and')}." + did_you_mean(metric, values)
             )
-        value = -value if early.metric.endswith("accuracy") else value
-        best = self.progress.best
+        return -values[metric] if metric.endswith("accuracy") else values[metric]
+
+    def _note_the_best(self, values: dict[str, float]) -> None:
+        if self.training.early_stopping is None:
+            return
+        value, best = self._watched(values), self.progress.best
         if best is None or math.isnan(best) or value < best:  # nothing is less than NaN
             self.progress.best, self.progress.best_epoch = value, self.progress.epoch
             self._best_weights = {name: weight.detach().clone() for name, weight in self.result.state_dict().items()}
@@ -224,24 +231,3 @@ def objective_of(phases: Sequence[Phase]) -> Objective:
         seen |= {term.name for term in fresh}
         total = total + Objective(fresh)
     return total
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event set by SIGTERM or SIGINT, so that training can save and leave; a second SIGINT aborts at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
-        yield asked
-        return
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

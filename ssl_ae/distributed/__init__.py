@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -14,10 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssl_ae.errors import RecipeError, Stopped
+from ssl_ae.distributed.meeting import GO_ON, Meeting
+from ssl_ae.errors import RankLost, RecipeError
 
-LAUNCHER_OPTIONS = ("--nproc", "--max-restarts")
-TIMEOUT = timedelta(minutes=30)  # rank 0 packs, judges and draws alone; a rank that died is noticed by the launcher at once
+TIMEOUT_SECONDS = 180.0  # for a rank that is dead or stopped; SSL_AE_TIMEOUT_SECONDS names another
+AGREE_EVERY = 8  # steps
+
+_meeting: Meeting | None = None  # of this process, while it is one of several ranks
 
 
 @contextlib.contextmanager
@@ -34,12 +37,43 @@ def process_group(device: str) -> Iterator[torch.device]:
     if not several or dist.is_initialized():
         yield chosen
         return
-    # gloo beside NCCL: counts and sums that live on the host need not visit a GPU
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
-    try:
+    with _joined("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"):
+        # gloo beside NCCL: counts and sums that live on the host need not visit a GPU
         yield chosen
+
+
+@contextlib.contextmanager
+def _joined(backend: str) -> Iterator[None]:
+    global _meeting
+    seconds = timeout_seconds()
+    try:
+        store, own, ranks = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        _meeting = Meeting(store, own, ranks, seconds)
+        dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=timedelta(seconds=seconds))
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            reason = str(error).strip().splitlines()[0][:200]
+            raise RankLost(f"another rank is gone, or did not answer for {seconds:g} s ({reason}). {GO_ON}") from error
+        raise
     finally:
-        dist.destroy_process_group()
+        if _meeting is not None:
+            _meeting.close()
+            _meeting = None
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def timeout_seconds() -> float:
+    """How long a rank may be silent. Raises RecipeError for a SSL_AE_TIMEOUT_SECONDS that is no positive number."""
+    text = os.environ.get("SSL_AE_TIMEOUT_SECONDS", str(TIMEOUT_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < 1e6:
+        raise RecipeError(f'SSL_AE_TIMEOUT_SECONDS = "{text}": expected a positive number of seconds; unset, it is 180.')
+    return seconds
 
 
 def _own_gpu(there: int) -> int:
@@ -88,25 +122,48 @@ def max_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank: how ranks agree to stop at one step."""
-    if world() == 1:
-        return flag
-    return bool(sum_over_ranks(torch.tensor(float(flag), device=device)).item())
+class Agreement:
+    """How ranks find at the same step that one of them is asked to stop, without waiting for each other.
+
+    Every few steps they begin to add up who was asked, on the host, and look at the sum that they began the time before.
+    """
+
+    def __init__(self) -> None:
+        self._asked = torch.zeros(())
+        self._sum: dist.Work | None = None
+
+    def asked(self, here: bool, step: int) -> bool:
+        """Whether to stop after this step; every rank calls it after every step. Alone, a rank stops at once."""
+        if world() == 1:
+            return here
+        if step % AGREE_EVERY:
+            return False
+        if self._sum is not None:
+            self._sum.wait()
+        known = bool(self._asked)
+        self._asked = torch.tensor(float(here))
+        self._sum = dist.all_reduce(self._asked, async_op=True)
+        return known
+
+    def close(self) -> None:
+        if self._sum is not None:
+            self._sum.wait()
 
 
 def from_main(value: Any) -> Any:
     """Rank 0's value on every rank. Small, trusted values of our own making only: it pickles."""
     if world() == 1:
         return value
+    barrier()  # rank 0 may have worked alone for longer than a collective waits
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def barrier() -> None:
-    if world() > 1:
-        dist.barrier()
+    """Wait for every rank, however long it works alone. Raises RankLost for one that is dead or stopped."""
+    if _meeting is not None:
+        _meeting.wait()
 
 
 @contextlib.contextmanager
@@ -145,34 +202,3 @@ def on_this_rank(step: nn.Module) -> nn.Module:
 def without_sync(step: nn.Module, skip: bool) -> contextlib.AbstractContextManager:
     """Whether this backward pass leaves the reduction to a later micro-batch."""
     return step.no_sync() if skip and isinstance(step, DistributedDataParallel) else contextlib.nullcontext()
-
-
-def launch(ranks: int, restarts: int = 0) -> None:
-    """Run this very command on so many ranks of this machine, by torch's elastic launcher; leave with their exit code.
-
-    When a rank dies, all are started again, `restarts` times at most; they go on from the last checkpoint. Raises Stopped
-    when the launcher itself is asked to stop.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main as torchrun
-
-    options = ["--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
-    try:
-        torchrun([*options, "-m", "ssl_ae", *_without(sys.argv[1:], LAUNCHER_OPTIONS)])
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
-    except SignalException as error:
-        raise Stopped(f"{error}; every rank was asked to save its place. Run the same command to go on.") from error
-
-
-def _without(words: list[str], options: tuple[str, ...]) -> list[str]:
-    """The command line without these options and their values."""
-    kept, rest = [], iter(words)
-    for word in rest:
-        if word in options:
-            next(rest)
-        elif not word.startswith(tuple(f"{option}=" for option in options)):
-            kept.append(word)
-    return kept

@@ -1,0 +1,95 @@
+"""Waiting for other ranks as long as they live: one may work alone for hours, and one that is dead or stopped is noticed.
+
+A collective of torch's cannot do both: it waits for a fixed time, whatever the others are doing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from datetime import timedelta
+from itertools import count
+
+import torch.distributed as dist
+
+from ssl_ae.errors import RankLost
+
+TICK_SECONDS = 1.0
+GO_ON = "Run the same command to go on from the last checkpoint."
+
+
+class Meeting:
+    """Ranks of one group that wait for each other through a store of torch's.
+
+    While a rank's process lives, a thread of it writes a new number into the store every second; a rank that waits reads rank 0's
+    number, and rank 0 everyone's, so that the store is asked world times a second and not world^2.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, world: int, timeout_seconds: float) -> None:
+        self._store = store.clone()  # a connection of its own: whoever waits holds it
+        self._rank, self._world, self._timeout_seconds = rank, world, timeout_seconds
+        self._met = 0
+        self._ended = threading.Event()
+        self._store.set(_pulse(rank), "0")
+        self._watched = [_pulse(other) for other in (range(world) if rank == 0 else (0,))]
+        self._thread = threading.Thread(target=self._tick, args=[store.clone()], name="pulse", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when every rank is here. Raises RankLost when one has not ticked for the time-out."""
+        self._met += 1
+        here, all_here = f"meeting/{self._met}", f"meeting/{self._met}/all"
+        try:
+            if self._store.add(here, 1) == self._world:
+                self._store.set(all_here, "")
+                for key in (f"meeting/{self._met - 1}", f"meeting/{self._met - 1}/all"):
+                    self._store.delete_key(key)  # whoever is here has left the meeting before
+                return
+            ticks, started = {}, time.monotonic()
+            while not self._came(all_here):
+                self._check(ticks, started)
+        except dist.DistNetworkError as error:
+            raise RankLost(f"the connection to the other ranks is gone ({error}). {GO_ON}") from error
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join(2 * TICK_SECONDS)
+
+    def _came(self, key: str) -> bool:
+        try:
+            self._store.wait([key], timedelta(seconds=TICK_SECONDS))  # in slices, so that signals are handled
+        except dist.DistStoreError:
+            return False
+        return True
+
+    def _check(self, ticks: dict[str, tuple[bytes, float]], started: float) -> None:
+        """Note who ticked; the time of waiting counts from `started`, because only silence that was listened to is silence."""
+        now = time.monotonic()
+        for key, tick in zip(self._watched, self._store.multi_get(self._watched), strict=True):
+            last, at = ticks.get(key, (tick, started))
+            ticks[key] = (tick, at if tick == last else now)
+            if now - ticks[key][1] > self._timeout_seconds:
+                raise RankLost(
+                    f"rank {key.rpartition('/')[2]} has given no sign of life for {self._timeout_seconds:g} s: its process was "
+                    f"killed or stopped, or its machine or the network is gone. {GO_ON}"
+                )
+
+    def _tick(self, store: dist.Store) -> None:
+        launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        for number in count(1):
+            if self._ended.wait(TICK_SECONDS):
+                return
+            if launcher is not None and os.getppid() != launcher:  # nobody is left to stop this rank when another one dies
+                os.kill(os.getpid(), signal.SIGTERM)
+                launcher = None
+            try:
+                store.set(_pulse(self._rank), str(number))
+            except dist.DistError:
+                if launcher is None:
+                    return
+
+
+def _pulse(rank: int) -> str:
+    return f"pulse/{rank}"
