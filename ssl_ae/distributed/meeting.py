@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 import time
-from datetime import timedelta
 from itertools import count
 
 import torch.distributed as dist
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from ssl_ae.errors import RankLost
 
 TICK_SECONDS = 1.0
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.0002, 0.25  # between two looks: a store's own wait prints a warning each time
 GO_ON = "Run the same command to go on from the last checkpoint."
 
 
@@ -47,22 +47,19 @@ class Meeting:
                 for key in (f"meeting/{self._met - 1}", f"meeting/{self._met - 1}/all"):
                     self._store.delete_key(key)  # whoever is here has left the meeting before
                 return
-            ticks, started = {}, time.monotonic()
-            while not self._came(all_here):
-                self._check(ticks, started)
+            ticks, started, pause = {}, time.monotonic(), SHORTEST_PAUSE_SECONDS
+            while not self._store.check([all_here]):
+                time.sleep(pause)
+                if pause < LONGEST_PAUSE_SECONDS:
+                    pause *= 1.5
+                else:
+                    self._check(ticks, started)
         except dist.DistNetworkError as error:
             raise RankLost(f"the connection to the other ranks is gone ({error}). {GO_ON}") from error
 
     def close(self) -> None:
         self._ended.set()
         self._thread.join(2 * TICK_SECONDS)
-
-    def _came(self, key: str) -> bool:
-        try:
-            self._store.wait([key], timedelta(seconds=TICK_SECONDS))  # in slices, so that signals are handled
-        except dist.DistStoreError:
-            return False
-        return True
 
     def _check(self, ticks: dict[str, tuple[bytes, float]], started: float) -> None:
         """Note who ticked; the time of waiting counts from `started`, because only silence that was listened to is silence."""
