@@ -147,6 +147,7 @@ def _complaints(resolved: Resolved) -> Iterator[str]:
             f"[{low:g}, {high:g}]. Set data.scale: range, or the gaussian likelihood."
         )
     yield from _complaints_of_slices(resolved)
+    yield from {"ddp": lambda _: (), "fsdp": _complaints_of_shards}[resolved.recipe.parallel](resolved)
     yield from {"steps": lambda _: (), "lbfgs": _complaints_of_minimum}[resolved.recipe.finetune.solver.name](resolved)
     for i, part in enumerate(resolved.regularizers):
         place = f"model.regularizers.{i} ({part.full_name})"
@@ -172,6 +173,24 @@ def _complaints_of_slices(resolved: Resolved) -> Iterator[str]:
             f"model.decoder.name = {decoder.full_name}: the encoder trains in {slices} slices, the decoder must have as many; "
             f"this one has {theirs}. Take a decoder that mirrors it (mlp, without widths), or set pretrain.slice_epochs: 0."
         )
+
+
+def _complaints_of_shards(resolved: Resolved) -> Iterator[str]:
+    """What needs whole weights where a rank has a share of them."""
+    recipe, cure = resolved.recipe, "or set parallel: ddp."
+    for name, training in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
+        if training.ema is not None:
+            yield f"{name}.ema = {training.ema:g}: the average is not kept in shards (parallel: fsdp). Remove it, {cure}"
+        if training.optimizer.name == "sgd":
+            yield f"{name}.optimizer.name = sgd: torch's fused kernel takes no shards (parallel: fsdp). Set adamw or adam, {cure}"
+    for i, part in enumerate(resolved.regularizers):
+        if "project" in part.cls.verbs:
+            yield (
+                f"model.regularizers.{i} ({part.full_name}): changes whole weights after a step, and a rank has a share of them "
+                f"(parallel: fsdp). Remove it, {cure}"
+            )
+    if recipe.compile is True:
+        yield f"compile = true: does not go with parallel: fsdp. Set compile: false, {cure}"
 
 
 def _complaints_of_minimum(resolved: Resolved) -> Iterator[str]:

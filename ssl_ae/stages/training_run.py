@@ -48,6 +48,7 @@ def train(
         bf16=ws.recipe.precision == "bf16",
         compile_step=ws.recipe.compile is True,
         replay=ws.recipe.compile == "auto",
+        shards=ws.recipe.parallel == "fsdp",
         validate=(lambda m, objective: validate(m, objective, val)) if val is not None and val.split.rows else (lambda *_: {}),
         save=(lambda checkpoint: _save(stage, checkpoint)) if stage else (lambda checkpoint: None),
         listener=listener,
@@ -59,7 +60,7 @@ def train(
             ws.reporter.say(f"resuming {name} at step {trainer.progress.step} of {plan.steps}")
     with listener.watching(trainer.progress.step):
         progress = trainer.run()
-    return trainer.result, progress
+    return trainer.kept(), progress
 
 
 def final_metrics(progress: Progress) -> dict[str, float]:
