@@ -16,6 +16,8 @@ from ssl_ae.recipe import ComponentEntry, Recipe, explain
 from ssl_ae.registry import Entry, Registry
 from ssl_ae.trace import Need, Shapes
 
+IN_SHARDS = ("adamw", "adam")  # optimizers
+
 
 @dataclass(frozen=True)
 class Part:
@@ -181,8 +183,11 @@ def _complaints_of_shards(resolved: Resolved) -> Iterator[str]:
     for name, training in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
         if training.ema is not None:
             yield f"{name}.ema = {training.ema:g}: the average is not kept in shards (parallel: fsdp). Remove it, {cure}"
-        if training.optimizer.name == "sgd":
-            yield f"{name}.optimizer.name = sgd: torch's fused kernel takes no shards (parallel: fsdp). Set adamw or adam, {cure}"
+        if (chosen := training.optimizer.name) not in IN_SHARDS:
+            yield (
+                f"{name}.optimizer.name = {chosen}: torch's fused kernel of it takes no shards (parallel: fsdp). "
+                f"Set {listing(IN_SHARDS)}, {cure}"
+            )
     for i, part in enumerate(resolved.regularizers):
         if "project" in part.cls.verbs:
             yield (

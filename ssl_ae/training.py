@@ -155,7 +155,7 @@ class Trainer:
             each.shares.zero_()
             each.steps.zero_()
         for each in self.runs:
-            suspect = distributed.max_over_ranks(each.watch.suspect.clone())
+            suspect = distributed.first_over_ranks(each.watch.suspect)
             each.watch.check(each.phase.name, each.terms, int(suspect))
 
     def _end_epoch(self, epoch: int) -> bool:

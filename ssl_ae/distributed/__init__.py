@@ -128,11 +128,13 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def max_over_ranks(value: Tensor) -> Tensor:
-    """The largest of every rank's `value`, on every rank; in place."""
+def first_over_ranks(index: Tensor) -> Tensor:
+    """The smallest index of any rank that has one, -1 where none has; () int64."""
     if world() > 1:
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-    return value
+        index = torch.where(index < 0, torch.iinfo(index.dtype).max, index)
+        dist.all_reduce(index, dist.ReduceOp.MIN)
+        index = torch.where(index == torch.iinfo(index.dtype).max, -1, index)
+    return index
 
 
 class Agreement:
