@@ -188,6 +188,10 @@ class Recipe(Section):
         "auto",
         description="true: torch.compile; auto: on a GPU a step's launches are recorded once and replayed, on a CPU nothing",
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="over ranks. ddp: each has the whole model; fsdp: each stores a share of weights, gradients and optimizer",
+    )
     stages: tuple[either(StageName, Stage, "the name of a stage, or {stage: NAME, set: {KEY: VALUE}}"), ...] = Field(
         ("pretrain", "extract", "finetune", "evaluate"),
         description="what `ssl-ae run` does; {stage: finetune, set: {finetune.mode: joint}} changes fields for one stage",

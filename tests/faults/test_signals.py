@@ -6,7 +6,7 @@ import time
 import pytest
 from command_line import call, snapshot, spawn, start, with_fields, write_yaml
 from conftest import TINY
-from ranks_kit import checkpoints, running, wait_for, weights_of
+from faults.ranks_kit import checkpoints, running, wait_for, weights_of
 
 pytestmark = pytest.mark.slow
 
