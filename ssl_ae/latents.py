@@ -46,7 +46,28 @@ def write_part(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[
     ready = dict(columns)
     if ready["label"].ndim == 1:
         ready["label"] = np.ma.masked_array(ready["label"], mask=ready["label"] == UNLABELED)
-    tables.write_parquet(path, ready, {"ssl_ae.schema_version": SCHEMA_VERSION, **metadata})
+    tables.write_parquet(path, ready, _with_version(metadata))
+
+
+def begin(folder: Path, metadata: Mapping[str, str]) -> None:
+    """Leave of a table what belongs to this one: the parts with these facts, from where it goes on, and no manifest."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in folder.glob("part-*.parquet"):
+        if not _is_of(path, metadata):
+            path.unlink()
+
+
+def written(folder: Path, index: int, keys: np.ndarray, metadata: Mapping[str, str]) -> tables.Table | None:
+    """A part that is there already, whole and of these rows; None where it has to be made.
+
+    Raises DataError where it is damaged.
+    """
+    path = part_of(folder, index)
+    if not path.exists():
+        return None
+    part = tables.read_parquet(path)
+    same = part.metadata == _with_version(metadata) and len(keys) == part.rows and (part["key"] == keys.astype(object)).all()
+    return part if same else None
 
 
 def finish(folder: Path, rows: int, metadata: Mapping[str, str], task: str | None) -> None:
@@ -79,6 +100,17 @@ def read(folder: Path) -> Latents:
         z=np.concatenate([part["latent"] for part in parts]),
         metadata=manifest["metadata"],
     )
+
+
+def _is_of(path: Path, metadata: Mapping[str, str]) -> bool:
+    try:
+        return tables.read_metadata(path) == _with_version(metadata)
+    except DataError:
+        return False
+
+
+def _with_version(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {"ssl_ae.schema_version": SCHEMA_VERSION, **metadata}
 
 
 def _filled(label: np.ndarray) -> np.ndarray:

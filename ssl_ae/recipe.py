@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 import typing
 from collections.abc import Iterable
@@ -187,6 +188,10 @@ class Recipe(Section):
         "auto",
         description="true: torch.compile; auto: on a GPU a step's launches are recorded once and replayed, on a CPU nothing",
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="over ranks. ddp: each has the whole model; fsdp: each stores a share of weights, gradients and optimizer",
+    )
     stages: tuple[either(StageName, Stage, "the name of a stage, or {stage: NAME, set: {KEY: VALUE}}"), ...] = Field(
         ("pretrain", "extract", "finetune", "evaluate"),
         description="what `ssl-ae run` does; {stage: finetune, set: {finetune.mode: joint}} changes fields for one stage",
@@ -297,9 +302,12 @@ def _assign(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
     node: Any = tree
     for i, part in enumerate(parents):
         where = ".".join(parents[: i + 1])
-        node = node[_index(node, part, source)] if isinstance(node, list) else node.setdefault(part, {})
-        if not isinstance(node, (dict, list)):
-            raise RecipeError(f"{source}: {where} is {_shown(node)}, which has no fields. Set {where} itself.")
+        place = _index(node, part, source) if isinstance(node, list) else part
+        child = node[place] if isinstance(node, list) else node.get(place, {})
+        if not isinstance(child, (dict, list)):
+            raise RecipeError(f"{source}: {where} is {_shown(child)}, which has no fields. Set {where} itself.")
+        node[place] = copy.copy(child)  # an anchor of YAML puts one object at several places
+        node = node[place]
     if isinstance(node, list):
         node[_index(node, last, source)] = value
     else:

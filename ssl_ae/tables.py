@@ -59,6 +59,8 @@ def write_parquet(
         try:
             pq.write_table(table, aside, write_page_checksum=True, **_encoding(table))
         except OSError as error:
+            if error.errno in files.FULL:
+                raise
             raise DataError(f"{path} cannot be written: {os.strerror(error.errno or 5)}. Choose another place for it.") from error
 
 
@@ -91,6 +93,12 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Table:
         table = file.read(columns=None if columns is None else list(columns))
     names = table.column_names if columns is None else columns
     return Table({name: _to_numpy(table.column(name)) for name in names}, _text_metadata(table.schema.metadata))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `write_parquet` was given beside the columns. Raises DataError for a file that is absent or damaged."""
+    with _readable(path):
+        return _text_metadata(pq.read_schema(path).metadata)
 
 
 def read_batches(path: Path) -> Iterator[dict[str, np.ndarray]]:

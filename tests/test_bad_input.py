@@ -326,7 +326,7 @@ def test_a_finetuning_on_the_checkpoint_of_another_recipe(recipe, finetuned):
 def test_a_damaged_model(finetuned):
     path = finetuned / "finetune" / "joint-alpha0.01" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert one_line("evaluate", finetuned).startswith(f"{path} cannot be read: ")
+    assert one_line("evaluate", finetuned).startswith(f"{path} is damaged: its sha256 is not that in stage.json.")
 
 
 def test_a_component_of_another_version(finetuned):

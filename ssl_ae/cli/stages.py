@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ssl_ae.cli.options import (
     Epochs,
+    Force,
     Json,
+    MaxRestarts,
+    Nproc,
     Out,
     RecipePath,
     Restart,
@@ -24,6 +27,9 @@ from ssl_ae.cli.options import (
 )
 from ssl_ae.errors import RecipeError
 
+if TYPE_CHECKING:
+    from ssl_ae.recipe import Recipe
+
 
 def register(app: typer.Typer) -> None:
     for command in (pretrain, extract, finetune, evaluate, predict, run):
@@ -36,10 +42,9 @@ def pretrain(
     out: Out = None,
     epochs: Epochs = None,
     restart: Restart = False,
-    nproc: Annotated[int | None, typer.Option(metavar="N", min=1, help="Start N ranks on this machine, one a GPU.")] = None,
-    max_restarts: Annotated[
-        int, typer.Option(metavar="N", min=0, help="With --nproc: how often ranks that die are started again.")
-    ] = 0,
+    force: Force = False,
+    nproc: Nproc = None,
+    max_restarts: MaxRestarts = 0,
     json: Json = False,
 ) -> None:
     """Train the autoencoder on every row; labels are unused.
@@ -54,19 +59,14 @@ def pretrain(
     """
     chosen = load(recipe, set_, {"pretrain.epochs": epochs})
     if nproc is not None:
-        from ssl_ae.distributed import launch
-        from ssl_ae.registry import Registry
-        from ssl_ae.stages.workspace import open_data
-
-        open_data(chosen, Registry.discover(), str(recipe), reporter())  # a mistake is told once, not by every rank
-        launch(nproc, max_restarts)
+        start_ranks(nproc, max_restarts, chosen, str(recipe))
         return
     with many_imports():
         from ssl_ae.stages.pretrain import pretrain as stage
         from ssl_ae.stages.workspace import open_workspace
 
     with open_workspace(chosen, run_folder(chosen, out), str(recipe), reporter()) as ws:
-        outcome = stage(ws, restart)
+        outcome = stage(ws, restart, force)
     finish(outcome, json)
 
 
@@ -78,6 +78,8 @@ def extract(
     layer: Annotated[
         str | None, typer.Option(metavar="LAYER", help="This layer in place of the code, such as h1, into layers/LAYER/SPLIT.")
     ] = None,
+    nproc: Nproc = None,
+    max_restarts: MaxRestarts = 0,
     json: Json = False,
 ) -> None:
     """Write the code of every sample to Parquet, one row a sample.
@@ -95,7 +97,11 @@ def extract(
         from ssl_ae.stages.workspace import open_workspace
 
     told = reporter()
-    with open_workspace(recipe_of(run, told), run, str(run / "recipe.yaml"), told) as ws:
+    chosen, source = recipe_of(run, told), str(run / "recipe.yaml")
+    if nproc is not None:
+        start_ranks(nproc, max_restarts, chosen, source)
+        return
+    with open_workspace(chosen, run, source, told) as ws:
         outcome = stage(ws, None if split == "all" else [split], data, scores, layer)
     finish(outcome, json)
 
@@ -115,6 +121,9 @@ def finetune(
     out: Out = None,
     epochs: Epochs = None,
     restart: Restart = False,
+    force: Force = False,
+    nproc: Nproc = None,
+    max_restarts: MaxRestarts = 0,
     json: Json = False,
 ) -> None:
     """Train the head on few labels, and say whether the unlabelled data helped.
@@ -134,13 +143,16 @@ def finetune(
     chosen = load(recipe, set_, fields)
     if alpha is not None and chosen.finetune.mode != "joint":
         raise RecipeError(f"--alpha {alpha:g} has no effect in mode {chosen.finetune.mode}; it is the weight of l_X in --joint.")
+    if nproc is not None:
+        start_ranks(nproc, max_restarts, chosen, str(recipe))
+        return
     with many_imports():
         from ssl_ae.stages.finetune import finetune as stage
         from ssl_ae.stages.workspace import open_workspace
 
     folder = out or from_ or run_folder(chosen, None)
     with open_workspace(chosen, folder, str(recipe), reporter()) as ws:
-        outcome = stage(ws, restart, from_)
+        outcome = stage(ws, restart, from_, force)
     finish(outcome, json)
 
 
@@ -205,6 +217,9 @@ def run(
         int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split, of every training stage.")
     ] = None,
     restart: Restart = False,
+    force: Force = False,
+    nproc: Nproc = None,
+    max_restarts: MaxRestarts = 0,
     json: Json = False,
 ) -> None:
     """Every stage of the recipe in order, skipping what is done.
@@ -214,10 +229,23 @@ def run(
     ssl-ae run pipelines/mnist_vae.yaml --out runs/again
     """
     chosen = load(recipe, set_, {"pretrain.epochs": epochs, "finetune.epochs": epochs})
+    if nproc is not None:
+        start_ranks(nproc, max_restarts, chosen, str(recipe))
+        return
     with many_imports():
         from ssl_ae.stages.pipeline import run_stages
 
-    finish(run_stages(chosen, run_folder(chosen, out), str(recipe), reporter(), restart), json)
+    finish(run_stages(chosen, run_folder(chosen, out), str(recipe), reporter(), restart, force), json)
+
+
+def start_ranks(ranks: int, restarts: int, recipe: Recipe, source: str) -> None:
+    """This command on several ranks. A mistake in the recipe or the data is told once, not by every rank."""
+    from ssl_ae.distributed.launching import launch
+    from ssl_ae.registry import Registry
+    from ssl_ae.stages.workspace import open_data
+
+    open_data(recipe, Registry.discover(), source, reporter())
+    launch(ranks, restarts)
 
 
 def budget(labels: str | None) -> object:

@@ -45,7 +45,7 @@ class Predictor:
         resolved = resolve_stored(stored, Registry.discover(), card, str(folder / runs.RECIPE))
         chosen = choose_device(device)
         model = build(resolved, head=True)
-        model.load_state_dict(read_model(resolved, folder / runs.MODEL))
+        model.load_state_dict(read_model(resolved, StageFolder(folder).weights()))
         return cls(model.to(chosen).eval(), Scaling(card.x, resolved.scale).to(chosen), card, chosen)
 
     def predict(self, x: np.ndarray) -> dict[str, np.ndarray]:

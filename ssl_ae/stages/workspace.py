@@ -110,13 +110,13 @@ class Workspace:
         return model
 
     def pretrained_weights(self) -> Path:
-        """Raises CheckpointError before pretraining is done."""
+        """Raises CheckpointError before pretraining is done, and where its weights are damaged."""
         if not self.pretrained.done:
             raise CheckpointError(
                 f"{self.run} holds no pretrained model. Run `ssl-ae pretrain RECIPE --out {self.run}` first, "
                 "or name a run with --from."
             )
-        return self.pretrained.path / runs.MODEL
+        return self.pretrained.weights()
 
     def pretrain_fields(self) -> dict[str, Any]:
         """What decides the pretrained weights."""
@@ -132,17 +132,22 @@ class Workspace:
             "components": components,
         }
 
-    def claim(self, stage: StageFolder, fields: dict[str, Any], restart: bool) -> str:
-        """`new`, `resume` or `done`, the same on every rank; a new stage keeps its recipe beside it."""
+    def claim(self, stage: StageFolder, inputs: runs.Inputs, restart: bool) -> str:
+        """`new`, `resume` or `done`, the same on every rank; a stage keeps its recipe beside it."""
         state = None
         with distributed.main_first() as main:
             if main:
-                state = stage.begin(fields, restart)
-                if state == "new":
-                    self.keep_recipe(stage.path)
-                    # a run is read again by the recipe of its pretraining, whichever stage came first
-                    if stage == self.pretrained or not (self.run / runs.RECIPE).exists():
-                        self.keep_recipe(self.run)
+                changes = {} if restart else stage.changes(inputs)
+                state = stage.begin(inputs, restart)
+                if changes:
+                    self.reporter.warn(f"--force: {stage.path} goes on with another recipe:\n{runs.shown(changes)}")
+                # a run is read again by the recipe of its pretraining, whichever stage came first
+                own = {stage.path, self.run} if stage == self.pretrained else {stage.path}
+                for folder in (stage.path, self.run):
+                    # also on resuming: a kill may have come before, or between the two files
+                    there = all((folder / name).exists() for name in (runs.RECIPE, runs.CARD))
+                    if not there or (folder in own and (state == "new" or changes)):
+                        self.keep_recipe(folder)
         state = distributed.from_main(state)
         if state == "resume":
             self.reporter.say(f"going on with {stage.path}")
@@ -181,7 +186,8 @@ class Workspace:
                 tracker.close()
             distributed.barrier()  # rank 0 delivers what every rank has written
         for warning in tracker.warnings:
-            self.reporter.warn(warning)
+            if warning not in self.reporter.warnings:  # of several stages that meet the same silent store, one tells it
+                self.reporter.warn(warning)
 
     def outcome(self, command: str, stage: StageFolder, status: str = "done", **more: Any) -> Outcome:
         outputs = {"run": self.run, "stage": stage.path, "model": stage.path / runs.MODEL, "recipe": stage.path / runs.RECIPE}
@@ -210,7 +216,7 @@ def open_workspace(
     with no_denormals(), distributed.process_group(recipe.device) as device, contextlib.ExitStack() as stack:
         reporter.silent = reporter.silent or not distributed.is_main()
         data, resolved = open_data(recipe, registry, source, reporter)
-        stack.enter_context(only_writer(run))
+        stack.enter_context(only_writer(run, reporter))
         yield Workspace(resolved, data, run, device, reporter)
 
 
@@ -230,12 +236,12 @@ def no_denormals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_writer(run: Path) -> Iterator[None]:
+def only_writer(run: Path, reporter: Reporter) -> Iterator[None]:
     """Hold the lock of a run folder for all ranks."""
     with contextlib.ExitStack() as stack:
         with distributed.main_first() as main:
             if main:
-                stack.enter_context(runs.lock(run))
+                stack.enter_context(runs.lock(run, reporter.say))
         yield
 
 

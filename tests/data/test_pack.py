@@ -12,7 +12,7 @@ from ssl_ae.data.dataset import DataSet
 from ssl_ae.data.labels import UNLABELED
 from ssl_ae.data.pack import CHANGED, inspect, pack
 from ssl_ae.data.sources import Block, Description, PackOptions, Source
-from ssl_ae.errors import DataError, SslAeError
+from ssl_ae.errors import DataError, DiskError, SslAeError
 
 MNIST = Path(__file__).parents[2].parent / "shared" / "data" / "mnist"
 ROWS = 1097  # prime, more than a block
@@ -241,7 +241,7 @@ class TestBadInput:
 
         table(tmp_path / "a.csv")
         monkeypatch.setattr("ssl_ae.data.pack.ShardWriter.write", full)
-        self.fails(tmp_path / "a.csv", tmp_path / "out", "cannot pack .*No space left on device")
+        self.fails(tmp_path / "a.csv", tmp_path / "out", "cannot write .*out: No space left on device", DiskError)
 
     @pytest.mark.parametrize(
         ("samples", "message"),
