@@ -135,8 +135,8 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of names that are no UTF-8
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise DataError(f"{path} cannot be read: {reason}. Write the file again or name another.") from error
 
 
@@ -155,7 +155,7 @@ def _refuse_repeated(path: Path, names: Sequence[str]) -> None:
 
 
 def _text_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
-    return {name.decode(): value.decode() for name, value in (metadata or {}).items()}
+    return {name.decode(errors="replace"): value.decode(errors="replace") for name, value in (metadata or {}).items()}
 
 
 def _to_arrow(column: np.ndarray | Sequence[Any]) -> pa.Array:
