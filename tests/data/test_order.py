@@ -98,18 +98,3 @@ def test_permutations_are_uniform():
     seen, counts = np.unique([order.take(4 * epoch, 4) for epoch in range(2400)], axis=0, return_counts=True)
     assert len(seen) == 24
     assert ((counts - 100) ** 2 / 100).sum() < 73
-
-
-def test_the_window_that_follows_is_told_in_time_and_changes_nothing(monkeypatch):
-    monkeypatch.setattr(orders, "WINDOW_ROWS", 10)
-    told, starts = [], np.arange(0, 23, 4)
-    plain, telling = Order(23, seed=5, block_starts=starts), Order(23, seed=5, block_starts=starts, ahead=told.append)
-    for position in range(0, 92, 3):  # four epochs of three windows
-        np.testing.assert_array_equal(telling.take(position, 3), plain.take(position, 3))
-        epoch, offset = divmod(position, 23)
-        nearest = plain.take(epoch * 23 + min(23, (offset // 10 + 1) * 10), 1)[0]
-        assert nearest in told[-1] or nearest in told[-2]
-    windows = [plain.take(epoch * 23 + 10 * index, min(10, 23 - 10 * index)) for epoch in range(5) for index in range(3)]
-    assert len(told) == 13  # the last batch reaches into the fifth epoch
-    for found, window in zip(told, windows[1:], strict=False):
-        np.testing.assert_array_equal(found, window)
