@@ -154,6 +154,10 @@ def test_shards_are_there_before_they_are_read(server):
     for thread in train._remote._fetchers:
         thread.join(10)
     assert [server.served(f"train-{index:06d}.tar") for index in range(3)] == [1, 0, 1]
+    train.read(np.arange(3))  # in order: the next shard is the next to be read
+    for thread in train._remote._fetchers:
+        thread.join(10)
+    assert server.served("train-000001.tar") == 1
 
 
 def test_shards_of_other_makers_behind_a_url(server):
