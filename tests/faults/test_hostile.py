@@ -229,8 +229,8 @@ YAML_BOMBS = {
     "billions of laughs": "name: r\ndata: {{path: x}}\nmodel:\n  a: &a [x, x, x, x, x, x, x, x, x]\n"
     + "".join(f"  {new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefghijk", "bcdefghijkl", strict=True)),
     "a list in itself": "name: r\ndata: {{path: x}}\nmodel: &a {{encoder: {{name: mlp, widths: [*a]}}}}",
-    "nested without end": "name: " + "[" * 5_000,
-    "mappings without end": "name: r\ndata: " + "{{a: " * 3_000,
+    "nested without end": "name: " + "[" * 1_500,
+    "mappings without end": "name: r\ndata: " + "{{a: " * 1_000,
     "a month 99": "name: 2001-99-99",
     "a number that is none": "name: !!int abc",
     "a long number": "name: r\nseed: " + "9" * 5_000,

@@ -97,7 +97,7 @@ def arrays_of(folder: Path) -> bytes:
     return write_tar(folder / "x.tar", members).read_bytes()
 
 
-@few_and_many(40, 5_000)
+@few_and_many(40, 1_000)
 @pytest.mark.parametrize("make", [blocks_of, pictures_of, arrays_of])
 def test_the_bytes_of_a_shard(tmp_path, make, examples):
     sound, path = make(tmp_path), tmp_path / "train.tar"
@@ -116,7 +116,7 @@ def test_the_bytes_of_a_shard(tmp_path, make, examples):
     holds(examples, prop, edits=EDITS)
 
 
-@few_and_many(25, 2_000)
+@few_and_many(25, 1_000)
 def test_a_shard_of_a_card_is_what_it_was_or_is_refused(tmp_path, examples):
     before = read_all(DataSet.open(packed(tmp_path)))
     path = tmp_path / "train-000001.tar"
@@ -136,7 +136,7 @@ def test_a_shard_of_a_card_is_what_it_was_or_is_refused(tmp_path, examples):
     holds(examples, prop, edits=EDITS)
 
 
-@few_and_many(25, 2_000)
+@few_and_many(25, 1_000)
 def test_the_bytes_of_a_picture(tmp_path, examples):
     """A PNG has checksums: it is read as it was or not at all."""
     path, sound = tmp_path / "train.tar", png(picture(1))
@@ -149,7 +149,7 @@ def test_the_bytes_of_a_picture(tmp_path, examples):
     holds(examples, prop, edits=EDITS)
 
 
-@few_and_many(25, 2_000)
+@few_and_many(25, 1_000)
 def test_the_bytes_of_an_npz(tmp_path, examples):
     path = tmp_path / "x.npz"
     np.savez(path, x=values(20), y=np.arange(20) % 3)
@@ -236,7 +236,7 @@ VECTORS = Card(
 )
 
 
-@few_and_many(60, 5_000)
+@few_and_many(60, 1_000)
 def test_recipe_trees(tmp_path, examples):
     registry, path = Registry.discover(), tmp_path / "r.yaml"
 
@@ -250,7 +250,7 @@ def test_recipe_trees(tmp_path, examples):
     holds(examples, prop, changes=CHANGES)
 
 
-@few_and_many(40, 5_000)
+@few_and_many(40, 1_000)
 def test_texts_that_may_be_recipes(tmp_path, examples):
     path = tmp_path / "r.yaml"
     sound = yaml.safe_dump(RECIPE).encode()
@@ -267,7 +267,7 @@ def test_texts_that_may_be_recipes(tmp_path, examples):
     holds(examples, prop, edits=EDITS, override=overrides)
 
 
-@few_and_many(40, 3_000)
+@few_and_many(40, 1_000)
 def test_cards(tmp_path, examples):
     packed(tmp_path)
     sound = json.loads((tmp_path / "card.json").read_text())
@@ -297,7 +297,7 @@ MEANINGS = [
 ]
 
 
-@few_and_many(60, 5_000)
+@few_and_many(60, 1_000)
 def test_label_tables(tmp_path, examples):
     path = tmp_path / "labels.csv"
 
@@ -326,7 +326,7 @@ def test_label_tables(tmp_path, examples):
     )
 
 
-@few_and_many(25, 2_000)
+@few_and_many(25, 1_000)
 def test_the_bytes_of_a_label_table(tmp_path, examples):
     path = tmp_path / "labels.parquet"
     LabelTable(np.array([f"k{row}" for row in range(50)], dtype=object), np.arange(50) % 2).write(path)

@@ -9,10 +9,12 @@ import pytest
 from command_line import call, one_line, write_yaml
 from faults.shard_kit import ROWS, change, flip, packed, picture, pictures, read_all, values, write_tar
 
+from ssl_ae.data import order as orders
 from ssl_ae.data import remote
 from ssl_ae.data.card import Card
 from ssl_ae.data.damage import Tolerance
 from ssl_ae.data.dataset import DataSet
+from ssl_ae.data.order import Order
 from ssl_ae.errors import DataError
 
 pytest.importorskip("aiohttp", reason="the extra s3 is not installed")
@@ -221,3 +223,18 @@ def test_every_stage_reads_by_url(server, here):
     assert call("data", "inspect", server.url).code == 0
     assert call("data", "pack", server.url, "copy").code == 0
     assert Card.load(here / "copy").splits["train"].rows == ROWS
+
+
+def test_the_window_that_follows_is_told_in_time_and_changes_nothing(monkeypatch):
+    monkeypatch.setattr(orders, "WINDOW_ROWS", 10)
+    told, starts = [], np.arange(0, 23, 4)
+    plain, telling = Order(23, seed=5, block_starts=starts), Order(23, seed=5, block_starts=starts, ahead=told.append)
+    for position in range(0, 92, 3):  # four epochs of three windows
+        np.testing.assert_array_equal(telling.take(position, 3), plain.take(position, 3))
+        epoch, offset = divmod(position, 23)
+        nearest = plain.take(epoch * 23 + min(23, (offset // 10 + 1) * 10), 1)[0]
+        assert nearest in told[-1] or nearest in told[-2]
+    windows = [plain.take(epoch * 23 + 10 * index, min(10, 23 - 10 * index)) for epoch in range(5) for index in range(3)]
+    assert len(told) == 13  # the last batch reaches into the fifth epoch
+    for found, window in zip(told, windows[1:], strict=False):
+        np.testing.assert_array_equal(found, window)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pyarrow.dataset
 import pytest
-from command_line import call, one_line, with_fields, write_yaml
+from command_line import call, one_line, spawn, with_fields, write_yaml
 from faults.shard_kit import ROWS, change, flip, npy, packed, picture, pictures, png, read_all, values, write_tar
 
 from ssl_ae.data.damage import Tolerance
@@ -41,6 +41,18 @@ def test_a_truncated_or_absent_shard_is_left_out_too(tmp_path, how):
     data = DataSet.open(tmp_path, tolerance=SKIP)
     assert data.split("train").keys.tolist() == [f"train-{row}" for row in range(28)]
     assert "left out 13 of 41 samples of train" in data.losses[0]
+
+
+def test_a_shard_is_read_to_its_end_once(tmp_path, monkeypatch):
+    packed(tmp_path)
+    monkeypatch.setattr("ssl_ae.data.damage.SETTLED_NS", 0)
+    DataSet.open(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("ssl_ae.files.sha256_of", lambda path: pytest.fail("hashed again"))
+        DataSet.open(tmp_path)
+    change(tmp_path / "train-000001.tar", flip(3000))
+    with pytest.raises(DataError, match=r"train-000001\.tar is damaged"):
+        DataSet.open(tmp_path)
 
 
 def test_more_damage_than_the_limit_is_an_error(tmp_path):
@@ -125,30 +137,47 @@ def test_a_set_without_a_sound_sample_says_why(tmp_path):
 # --- through the command line
 
 
+TREE = {
+    "name": "tiny",
+    "data": {"path": "shards", "damaged": "skip", "damaged_limit": 0.5},
+    "model": {"latent_dim": 2, "encoder": {"name": "mlp", "widths": [5]}},
+    "pretrain": {"epochs": 1, "batch_size": 16},
+    "finetune": {"epochs": 1, "batch_size": 16, "baselines": False},
+    "device": "cpu",
+}
+
+
+def extracted_keys(here) -> list[str]:
+    tables = (pyarrow.dataset.dataset(here / "runs/tiny/latents" / split).to_table() for split in ("train", "val"))
+    return sorted(key for table in tables for key in table.column("key").to_pylist())
+
+
+@pytest.mark.slow
+def test_two_ranks_leave_out_the_same_samples(here):
+    (here / "shards").mkdir()
+    good = damaged_pictures(here / "shards")
+    path = write_yaml(here / "recipe.yaml", TREE)
+    answer = spawn("run", path, "--json", "--set", "stages=[pretrain, extract]", "--nproc", "2")
+    assert answer.code == 0, answer.stderr
+    assert extracted_keys(here) == [f"{row:03d}" for row in good]
+    assert call("pretrain", path, "--out", "runs/one").code == 0
+    assert json.loads((here / "runs/one/card.json").read_text()) == json.loads((here / "runs/tiny/card.json").read_text())
+
+
 def test_every_stage_reads_the_same_sound_samples_and_every_key_is_extracted_once(here):
     (here / "shards").mkdir()
     good = damaged_pictures(here / "shards")
-    tree = {
-        "name": "tiny",
-        "data": {"path": "shards", "damaged": "skip", "damaged_limit": 0.5},
-        "model": {"latent_dim": 2, "encoder": {"name": "mlp", "widths": [5]}},
-        "pretrain": {"epochs": 1, "batch_size": 16},
-        "finetune": {"epochs": 1, "batch_size": 16, "baselines": False},
-        "device": "cpu",
-    }
-    path = write_yaml(here / "recipe.yaml", tree)
+    path = write_yaml(here / "recipe.yaml", TREE)
     answer = call("pretrain", path, "--json").json
     assert len(answer["warnings"]) == 1
     assert "left out 36 of 90 samples of train" in answer["warnings"][0]
     assert call("extract", "runs/tiny").code == 0
-    keys = pyarrow.dataset.dataset("runs/tiny/latents/train").to_table().column("key").to_pylist()
-    keys += pyarrow.dataset.dataset("runs/tiny/latents/val").to_table().column("key").to_pylist()
-    assert sorted(keys) == [f"{row:03d}" for row in good]
+    assert extracted_keys(here) == [f"{row:03d}" for row in good]
     assert call("finetune", path).code == 0
     card = json.loads((here / "runs/tiny/card.json").read_text())
     assert card["left_out"] == {"a.tar": [3, 7, 11, 13, 17, 19], "c.tar": None}
     # more damage later is other data: nothing goes on with other rows in silence
     write_tar(here / "shards" / "b.tar", {**pictures(range(30, 60)), "044.png": b"no image"})
     assert "is not the data this run was made with" in one_line("extract", "runs/tiny")
-    strict = write_yaml(here / "strict.yaml", with_fields(tree, {"data.damaged_limit": 0.01}))
+    strict = write_yaml(here / "strict.yaml", with_fields(TREE, {"data.damaged_limit": 0.01}))
     assert "data.damaged_limit = 0.01 lets 0 be left out" in one_line("pretrain", strict, "--out", "runs/other")
