@@ -99,7 +99,7 @@ def read(folder: Path) -> Latents:
     rows = sum(part.rows for part in parts)
     if rows != manifest["rows"]:
         raise DataError(
-            f"{folder}: {rows} rows, but its manifest says {manifest['rows']}. Remove its manifest and extract again."
+            f"{folder}: {rows} rows, but its manifest says {manifest['rows']}. Remove that and extract again."
         )
     labels = np.concatenate([_filled(part["label"]) for part in parts])
     return Latents(

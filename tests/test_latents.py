@@ -61,7 +61,7 @@ def test_missing_rows_are_noticed(tmp_path):
     manifest = files.read_json(tmp_path / latents.MANIFEST)
     manifest.pop("footers_sha256")  # of a table that was written before there were any
     files.write_json(tmp_path / latents.MANIFEST, manifest)
-    with pytest.raises(DataError, match=r"16484 rows, but its manifest says 20011\. Remove its manifest and extract again\."):
+    with pytest.raises(DataError, match=r"16484 rows, but its manifest says 20011\. Remove that and extract again\."):
         latents.read(tmp_path)
 
 
