@@ -40,6 +40,12 @@ class NonFiniteError(SslAeError):
     exit_code = 1
 
 
+class RankLost(SslAeError):
+    """Another rank died, stopped or cannot be reached. What was saved is whole."""
+
+    exit_code = 1
+
+
 class Stopped(SslAeError):
     """Training was asked to stop (SIGTERM, SIGINT) and saved its place."""
 

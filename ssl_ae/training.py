@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +23,7 @@ from ssl_ae.optimizing import go_on
 from ssl_ae.plan import Phase, Plan
 from ssl_ae.recipe import Training
 from ssl_ae.stepping import PhaseRun, Stepper, micro_batches, part_of
+from ssl_ae.stopping import stop_signals
 from ssl_ae.trace import Batch
 
 
@@ -66,11 +66,13 @@ class Trainer:
         bf16: bool = False,
         compile_step: bool = False,
         replay: bool = False,
+        shards: bool = False,
         validate: Callable[[Model, Objective], dict[str, float]] = lambda model, objective: {},
         save: Callable[[Checkpoint], None] = lambda checkpoint: None,
         listener: Listener | None = None,
     ) -> None:
         self.model, self.plan, self.feed, self.training = model.to(device), plan, feed, training
+        self._whole = copy.deepcopy(model).cpu() if shards and distributed.world() > 1 else None
         self.device = device
         self.validate, self.save, self.listener = validate, save, listener or Listener()
         self.progress = Progress()
@@ -83,14 +85,22 @@ class Trainer:
             bf16=bf16,
             compile_step=compile_step,
             replay=replay,
+            shards=shards,
             warn=self.listener.warned,
         )
         self.runs = [self.stepper.prepare(phase, plan.steps_of(phase)) for phase in plan.phases]
 
     @property
     def result(self) -> Model:
-        """The model to keep: the average where the recipe asks for one."""
+        """What is judged and kept: the average where the recipe asks for one."""
         return self.stepper.average.module if self.stepper.average else self.model
+
+    def kept(self) -> Model:
+        """`result`, whole on every rank, which must all ask for it."""
+        if self._whole is None:
+            return self.result
+        self._whole.load_state_dict(distributed.gather(self.model.state_dict(), everywhere=True))
+        return self._whole.to(self.device)
 
     def run(self) -> Progress:
         """Train to the plan's end, or to early stopping, which keeps the weights of the best epoch.
@@ -103,12 +113,17 @@ class Trainer:
             self.result.load_state_dict(self._best_weights)
         return self.progress
 
+    def check_early_stopping(self) -> None:
+        """Raises RecipeError where it watches what validation will not measure: now, not after an epoch."""
+        if self.training.early_stopping is not None:
+            self._watched(self._judge(self.plan.ending(self.plan.epochs)))
+
     def _run(self) -> None:
         last = self.plan.steps
         requests = ((self.runs[phase].phase.draw, k) for phase, k in map(self.plan.at, range(self.progress.step, last)))
         ends = {self.plan.epoch_end(epoch): epoch for epoch in range(1, self.plan.epochs + 1)}
         started = time.monotonic() - self.progress.seconds
-        with stop_signals() as asked_to_stop:
+        with stop_signals() as asked_to_stop, closing(distributed.Agreement()) as agreement:
             for batch in self.feed.batches(requests):
                 step, run = self.progress.step, self.runs[self.plan.at(self.progress.step)[0]]
                 self.make_step(run, micro_batches(batch, self.training.micro_batches))
@@ -120,8 +135,7 @@ class Trainer:
                     self._read()
                 if step + 1 in ends and self._end_epoch(ends[step + 1]):
                     break
-                # ranks must leave at one step; agreeing costs a wait, so several ranks do it when they wait anyway
-                if (distributed.world() == 1 or reading) and distributed.any_rank(asked_to_stop.is_set(), self.device):
+                if agreement.asked(asked_to_stop.is_set(), step + 1):
                     self.save(self.checkpoint())
                     raise Stopped(f"stopped after step {step + 1} of {last}; the place is saved. Run the same command to go on.")
 
@@ -146,14 +160,13 @@ class Trainer:
             each.shares.zero_()
             each.steps.zero_()
         for each in self.runs:
-            suspect = distributed.max_over_ranks(each.watch.suspect.clone())
+            suspect = distributed.first_over_ranks(each.watch.suspect)
             each.watch.check(each.phase.name, each.terms, int(suspect))
 
     def _end_epoch(self, epoch: int) -> bool:
         """Validate, save; True when early stopping says enough."""
         phases = self.plan.ending(epoch)
-        judged = self.validate(part_of(self.result, phases[0]), objective_of(phases))
-        values = {f"val/{phases[0].prefix}{name}": value for name, value in judged.items()}
+        values = self._judge(phases)
         self.progress.epoch = epoch
         self.progress.history.append({"step": self.progress.step, **values})
         if phases[-1] is self.plan.phases[-1]:  # early stopping watches the last phase: the others only prepare it
@@ -162,18 +175,24 @@ class Trainer:
         self.save(self.checkpoint())
         return self._patience_is_over()
 
-    def _note_the_best(self, values: dict[str, float]) -> None:
-        early = self.training.early_stopping
-        if early is None:
-            return
-        value = values.get(early.metric)
-        if value is None:
+    def _judge(self, phases: Sequence[Phase]) -> dict[str, float]:
+        with self.stepper.shards.gathered() if self.stepper.shards else nullcontext():
+            judged = self.validate(part_of(self.result, phases[0]), objective_of(phases))
+        return {f"val/{phases[0].prefix}{name}": value for name, value in judged.items()}
+
+    def _watched(self, values: dict[str, float]) -> float:
+        """The value that early stopping watches; lower is better. Raises RecipeError where it is not measured."""
+        metric = self.training.early_stopping.metric
+        if metric not in values:
             raise RecipeError(
-                f"early_stopping.metric = {early.metric}: this stage measures {listing(values, 'and')}."
-                + did_you_mean(early.metric, values)
+                f"early_stopping.metric = {metric}: this stage measures {listing(values, 'and')}." + did_you_mean(metric, values)
             )
-        value = -value if early.metric.endswith("accuracy") else value
-        best = self.progress.best
+        return -values[metric] if metric.endswith("accuracy") else values[metric]
+
+    def _note_the_best(self, values: dict[str, float]) -> None:
+        if self.training.early_stopping is None:
+            return
+        value, best = self._watched(values), self.progress.best
         if best is None or math.isnan(best) or value < best:  # nothing is less than NaN
             self.progress.best, self.progress.best_epoch = value, self.progress.epoch
             self._best_weights = {name: weight.detach().clone() for name, weight in self.result.state_dict().items()}
@@ -193,11 +212,12 @@ class Trainer:
             "average": average.state_dict() if average else {},
             "best": self._best_weights,
         }
-        return Checkpoint(self.model.state_dict(), state, dict(vars(self.progress)))
+        weights, state = distributed.gather((self.model.state_dict(), state))
+        return Checkpoint(weights, state, dict(vars(self.progress)))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same plan and model."""
-        self.model.load_state_dict(checkpoint.weights)
+        """Go on from a checkpoint of the same plan and model, of any number of ranks."""
+        distributed.load_weights(self.model, checkpoint.weights)
         state = checkpoint.state
         for run, optimizer, schedule, sums, watch in zip(
             self.runs, state["optimizers"], state["schedules"], state["sums"], state["watches"], strict=True
@@ -209,7 +229,8 @@ class Trainer:
             run.watch.load(watch)
         if self.stepper.average is not None:
             self.stepper.average.load_state_dict(state["average"])
-        self._best_weights = state["best"]
+        own = self.result.state_dict()
+        self._best_weights = {name: distributed.cut(weight, own[name]) for name, weight in state["best"].items()}
         self.progress = Progress(**checkpoint.progress)
         for entry in self.progress.history:  # JSON has no NaN
             entry |= {name: math.nan for name, value in entry.items() if value is None}
@@ -224,24 +245,3 @@ def objective_of(phases: Sequence[Phase]) -> Objective:
         seen |= {term.name for term in fresh}
         total = total + Objective(fresh)
     return total
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event set by SIGTERM or SIGINT, so that training can save and leave; a second SIGINT aborts at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread alone
-        yield asked
-        return
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,8 +7,9 @@ import sys
 
 import typer
 
-from ssl_ae.cli import data, decoding, plugins, recipes, search, stages, tracking
+from ssl_ae.cli import data, decoding, doctor, plugins, recipes, search, stages, tracking
 from ssl_ae.errors import SslAeError, Stopped
+from ssl_ae.stopping import Asked, leave_when_asked
 
 app = typer.Typer(
     name="ssl-ae",
@@ -49,12 +50,17 @@ search.register(app)
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(recipes.app, name="recipe")
 tracking.register(app)
+doctor.register(app)
 
 
 def main() -> None:
     """Exit codes: 0 done; 2 the input is wrong (one message, no traceback); 75 stopped on request; 1 anything else."""
     try:
-        app()
+        with leave_when_asked():
+            app()
+    except Asked:
+        print("stopped; what is complete is kept. Run the same command to go on.", file=sys.stderr)
+        sys.exit(Stopped.exit_code)
     except SslAeError as error:
         rank = os.environ.get("RANK", "0")
         place = "" if rank == "0" else f" on rank {rank}"

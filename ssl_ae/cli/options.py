@@ -29,6 +29,10 @@ Out = Annotated[
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw away what was made before and start over.")]
+Nproc = Annotated[int | None, typer.Option("--nproc", metavar="N", min=1, help="Start N ranks on this machine, one a GPU.")]
+MaxRestarts = Annotated[
+    int, typer.Option("--max-restarts", metavar="N", min=0, help="With --nproc: how often ranks that die are started again.")
+]
 Force = Annotated[
     bool,
     typer.Option("--force", help="Go on although a version or a field changed that the weights do not depend on; says which."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,8 @@ from ssl_ae.cli.options import (
     Epochs,
     Force,
     Json,
+    MaxRestarts,
+    Nproc,
     Out,
     RecipePath,
     Restart,
@@ -24,6 +26,9 @@ from ssl_ae.cli.options import (
     run_folder,
 )
 from ssl_ae.errors import RecipeError
+
+if TYPE_CHECKING:
+    from ssl_ae.recipe import Recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -38,10 +43,8 @@ def pretrain(
     epochs: Epochs = None,
     restart: Restart = False,
     force: Force = False,
-    nproc: Annotated[int | None, typer.Option(metavar="N", min=1, help="Start N ranks on this machine, one a GPU.")] = None,
-    max_restarts: Annotated[
-        int, typer.Option(metavar="N", min=0, help="With --nproc: how often ranks that die are started again.")
-    ] = 0,
+    nproc: Nproc = None,
+    max_restarts: MaxRestarts = 0,
     json: Json = False,
 ) -> None:
     """Train the autoencoder on every row; labels are unused.
@@ -56,12 +59,7 @@ def pretrain(
     """
     chosen = load(recipe, set_, {"pretrain.epochs": epochs})
     if nproc is not None:
-        from ssl_ae.distributed import launch
-        from ssl_ae.registry import Registry
-        from ssl_ae.stages.workspace import open_data
-
-        open_data(chosen, Registry.discover(), str(recipe), reporter())  # a mistake is told once, not by every rank
-        launch(nproc, max_restarts)
+        start_ranks(nproc, max_restarts, chosen, str(recipe))
         return
     with many_imports():
         from ssl_ae.stages.pretrain import pretrain as stage
@@ -75,11 +73,13 @@ def pretrain(
 def extract(
     run: RunPath,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="train, val, test or all.")] = "all",
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Another data set, into latents/ITS_NAME/SPLIT.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Another data set, into latents/ITS_NAME/SPLIT.")] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Run the decoder too: reconstruction_nats of each row.")] = False,
     layer: Annotated[
         str | None, typer.Option(metavar="LAYER", help="This layer in place of the code, such as h1, into layers/LAYER/SPLIT.")
     ] = None,
+    nproc: Nproc = None,
+    max_restarts: MaxRestarts = 0,
     json: Json = False,
 ) -> None:
     """Write the code of every sample to Parquet, one row a sample.
@@ -97,7 +97,11 @@ def extract(
         from ssl_ae.stages.workspace import open_workspace
 
     told = reporter()
-    with open_workspace(recipe_of(run, told), run, str(run / "recipe.yaml"), told) as ws:
+    chosen, source = recipe_of(run, told), str(run / "recipe.yaml")
+    if nproc is not None:
+        start_ranks(nproc, max_restarts, chosen, source)
+        return
+    with open_workspace(chosen, run, source, told) as ws:
         outcome = stage(ws, None if split == "all" else [split], data, scores, layer)
     finish(outcome, json)
 
@@ -118,6 +122,8 @@ def finetune(
     epochs: Epochs = None,
     restart: Restart = False,
     force: Force = False,
+    nproc: Nproc = None,
+    max_restarts: MaxRestarts = 0,
     json: Json = False,
 ) -> None:
     """Train the head on few labels, and say whether the unlabelled data helped.
@@ -137,6 +143,9 @@ def finetune(
     chosen = load(recipe, set_, fields)
     if alpha is not None and chosen.finetune.mode != "joint":
         raise RecipeError(f"--alpha {alpha:g} has no effect in mode {chosen.finetune.mode}; it is the weight of l_X in --joint.")
+    if nproc is not None:
+        start_ranks(nproc, max_restarts, chosen, str(recipe))
+        return
     with many_imports():
         from ssl_ae.stages.finetune import finetune as stage
         from ssl_ae.stages.workspace import open_workspace
@@ -209,6 +218,8 @@ def run(
     ] = None,
     restart: Restart = False,
     force: Force = False,
+    nproc: Nproc = None,
+    max_restarts: MaxRestarts = 0,
     json: Json = False,
 ) -> None:
     """Every stage of the recipe in order, skipping what is done.
@@ -218,10 +229,23 @@ def run(
     ssl-ae run pipelines/mnist_vae.yaml --out runs/again
     """
     chosen = load(recipe, set_, {"pretrain.epochs": epochs, "finetune.epochs": epochs})
+    if nproc is not None:
+        start_ranks(nproc, max_restarts, chosen, str(recipe))
+        return
     with many_imports():
         from ssl_ae.stages.pipeline import run_stages
 
     finish(run_stages(chosen, run_folder(chosen, out), str(recipe), reporter(), restart, force), json)
+
+
+def start_ranks(ranks: int, restarts: int, recipe: Recipe, source: str) -> None:
+    """This command on several ranks. A mistake in the recipe or the data is told once, not by every rank."""
+    from ssl_ae.distributed.launching import launch
+    from ssl_ae.registry import Registry
+    from ssl_ae.stages.workspace import open_data
+
+    open_data(recipe, Registry.discover(), source, reporter())
+    launch(ranks, restarts)
 
 
 def budget(labels: str | None) -> object:

@@ -13,9 +13,10 @@ from ssl_ae.objective import SUPERVISED
 from ssl_ae.solving import Minimum, solve
 from ssl_ae.stages.labels import Labels
 from ssl_ae.stages.workspace import Workspace
+from ssl_ae.stopping import stop_signals
 from ssl_ae.trace import Batch
 from ssl_ae.tracking import Tracker
-from ssl_ae.training import Progress, stop_signals
+from ssl_ae.training import Progress
 from ssl_ae.validation import validate
 
 
@@ -34,7 +35,7 @@ def solve_head(ws: Workspace, codes: Model, z: np.ndarray, labels: Labels, val: 
             values = {"train/supervised": supervision, "train/gradient": gradient}
             _note(progress, tracker, passes, values)
             advance(1, f"supervised {supervision:.4g}  gradient {gradient:.2g}")
-            if distributed.world() == 1 and asked_to_stop.is_set():
+            if asked_to_stop.is_set():
                 raise Stopped(f"stopped after pass {passes} over the labels. Run the same command to start the head over.")
 
         minimum = solve(codes.head, batch, options, ws.recipe.finetune.optimizer.weight_decay, told)

@@ -50,6 +50,7 @@ def train(
         bf16=ws.recipe.precision == "bf16",
         compile_step=ws.recipe.compile is True,
         replay=ws.recipe.compile == "auto",
+        shards=ws.recipe.parallel == "fsdp",
         validate=(lambda m, objective: validate(m, objective, val)) if val is not None and val.split.rows else (lambda *_: {}),
         listener=listener,
     )
@@ -57,13 +58,15 @@ def train(
     if found:
         trainer.restore(found)
         ws.reporter.say(f"resuming {name} at step {trainer.progress.step} of {plan.steps}")
+    else:
+        trainer.check_early_stopping()
     with contextlib.ExitStack() as stack:
         if stage:
             saver = Saver(stage.path / CHECKPOINT, resumed=trainer.progress.step if found else None)
             trainer.save = stack.enter_context(_saving(saver, ws.reporter))
         stack.enter_context(listener.watching(trainer.progress.step))
         progress = trainer.run()
-    return trainer.result, progress
+    return trainer.kept(), progress
 
 
 def final_metrics(progress: Progress) -> dict[str, float]:

@@ -182,7 +182,7 @@ def test_resumed_in_a_slice_equals_uninterrupted(steps, tmp_path, monkeypatch):
     first = trainer(**options)
     first.save = lambda checkpoint: save_checkpoint(tmp_path, checkpoint)
     with monkeypatch.context() as patch:
-        patch.setattr("ssl_ae.distributed.any_rank", lambda flag, device: first.progress.step == steps)
+        patch.setattr("ssl_ae.distributed.Agreement.asked", lambda self, here, step: step == steps)
         with pytest.raises(Stopped, match=f"stopped after step {steps} of 27"):
             first.run()
     second = trainer(**options)
