@@ -127,12 +127,21 @@ def poisoned():
     return {"before": before, "after": weights(trainer.model), "skipped": int(trainer.runs[0].watch.skipped)}
 
 
+def agreed():
+    """After which of 32 steps a rank learns that the last rank was asked to stop after step 3."""
+    agreement = distributed.Agreement()
+    here = distributed.rank() == distributed.world() - 1
+    learnt = [step for step in range(1, 33) if agreement.asked(here and step >= 3, step)]
+    agreement.close()
+    return learnt
+
+
 def work(rank, world, port, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "RANK": str(rank)}
     with distributed.process_group("cpu"):
         results = {name: train(name, 2) for name in SCENARIOS}
-        results |= {"few rows": few_rows(), "poisoned": poisoned()}
+        results |= {"few rows": few_rows(), "poisoned": poisoned(), "agreed": agreed()}
         for name in SHARDED:
             whole = train(name, 2, adamw=True)
             sharded = train(name, 2, adamw=True, shards=True)

@@ -25,7 +25,7 @@ FLOORS = [
     {"resolve", "data.dataset"},
     {"data.kinds"},
     {"distributed", "data.pack", "runs", "scaffold_modules", "checkpoint", "metrics", "latents", "figures", "tracking"},
-    {"objective", "scaffold", "neighbours"},
+    {"objective", "scaffold", "neighbours", "choosing"},
     {"model"},
     {"plan", "validation", "optimizing", "bounds"},
     {"stepping"},

@@ -81,13 +81,13 @@ class Meeting:
                 for key in (f"meeting/{self._met - 1}", f"meeting/{self._met - 1}/all"):
                     self._store.delete_key(key)  # whoever is here has left the meeting before
                 return
-            ticks, started, pause = {}, time.monotonic(), SHORTEST_PAUSE_SECONDS
+            ticks, pause = {}, SHORTEST_PAUSE_SECONDS
             while not self._store.check([all_here]):
                 time.sleep(pause)
                 if pause < LONGEST_PAUSE_SECONDS:
                     pause *= 1.5
                 else:
-                    self._check(ticks, started)
+                    self._check(ticks)
         except dist.DistNetworkError as error:
             raise RankLost(f"the connection to the other ranks is gone ({error}). {GO_ON}") from error
 
@@ -95,11 +95,11 @@ class Meeting:
         self._ended.set()
         self._thread.join(2 * TICK_SECONDS)
 
-    def _check(self, ticks: dict[str, tuple[bytes, float]], started: float) -> None:
-        """Note who ticked; the time of waiting counts from `started`, because only silence that was listened to is silence."""
+    def _check(self, ticks: dict[str, tuple[bytes, float]]) -> None:
+        """Note who ticked and when; only silence that was listened to counts."""
         now = time.monotonic()
         for key, tick in zip(self._watched, self._store.multi_get(self._watched), strict=True):
-            last, at = ticks.get(key, (tick, started))
+            last, at = ticks.get(key, (tick, now))
             ticks[key] = (tick, at if tick == last else now)
             if now - ticks[key][1] > self._timeout_seconds:
                 raise RankLost(

@@ -80,6 +80,11 @@ def test_all_ranks_skip_what_one_rank_cannot_use(two_ranks):
         assert rank["poisoned"]["skipped"] == 1
 
 
+def test_ranks_learn_at_one_step_that_one_of_them_is_to_stop(two_ranks):
+    for rank in two_ranks:
+        assert rank["agreed"] == [16, 24, 32]  # summed up after step 8, looked at 8 steps later
+
+
 @pytest.mark.parametrize("name", SHARDED)
 def test_shards_of_the_model_train_as_the_whole(two_ranks, name):
     for rank in two_ranks:
