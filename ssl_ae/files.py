@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,6 +133,16 @@ def when_full(path: Path) -> Iterator[None]:
             f"cannot write {path}: {os.strerror(full.errno)}. What was complete before is as it was. "
             "Free some space, then run the same command to go on."
         ) from full
+
+
+def cache_folder() -> Path:
+    """What can be made again from elsewhere: `SSL_AE_CACHE`, else `ssl-ae` among the user's caches. It need not exist."""
+    if given := os.environ.get("SSL_AE_CACHE"):
+        return Path(given)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl-ae"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"ssl-ae-{os.getuid()}"
 
 
 def write_text(path: Path, text: str) -> None:

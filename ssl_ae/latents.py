@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,24 +76,31 @@ def finish(folder: Path, rows: int, metadata: Mapping[str, str], task: str | Non
     names = [part_of(folder, i).name for i in range(len(parts_of(rows)))]
     for stranger in set(folder.glob("part-*.parquet")) - {folder / name for name in names}:
         stranger.unlink()
-    files.write_json(folder / MANIFEST, {"rows": rows, "parts": names, "task": task, "metadata": dict(metadata)})
+    footers = [tables.footer_sha256(folder / name) for name in names]
+    files.write_json(
+        folder / MANIFEST,
+        {"rows": rows, "parts": names, "footers_sha256": footers, "task": task, "metadata": dict(metadata)},
+    )
 
 
 def is_current(folder: Path, metadata: Mapping[str, str]) -> bool:
     """Whether the folder holds a finished table made by these weights from this data."""
-    manifest = folder / MANIFEST
-    return manifest.exists() and files.read_json(manifest)["metadata"] == dict(metadata)
+    try:
+        return _manifest(folder)["metadata"] == dict(metadata)
+    except DataError:  # absent or damaged: what parts there are say themselves what they are
+        return False
 
 
 def read(folder: Path) -> Latents:
     """Raises DataError for a table that is absent, unfinished or damaged."""
-    if not (folder / MANIFEST).exists():
-        raise DataError(f"{folder} holds no finished latents. Run `ssl-ae extract {folder.parent.parent}`.")
-    manifest = files.read_json(folder / MANIFEST)
-    parts = [tables.read_parquet(folder / name, ["key", "label", "latent"]) for name in manifest["parts"]]
+    manifest = _manifest(folder)
+    footers = dict(zip(manifest["parts"], manifest.get("footers_sha256", []), strict=False))
+    parts = [_read_part(folder / name, footers.get(name)) for name in manifest["parts"]]
     rows = sum(part.rows for part in parts)
     if rows != manifest["rows"]:
-        raise DataError(f"{folder}: {rows} rows, but its manifest says {manifest['rows']}. Extract again.")
+        raise DataError(
+            f"{folder}: {rows} rows, but its manifest says {manifest['rows']}. Remove that and extract again."
+        )
     labels = np.concatenate([_filled(part["label"]) for part in parts])
     return Latents(
         keys=np.concatenate([part["key"] for part in parts]),
@@ -100,6 +108,29 @@ def read(folder: Path) -> Latents:
         z=np.concatenate([part["latent"] for part in parts]),
         metadata=manifest["metadata"],
     )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Raises DataError where it is absent or damaged."""
+    again = f"Run `ssl-ae extract {folder.parent.parent}`."
+    try:
+        found = files.read_json(folder / MANIFEST)
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} holds no finished latents. {again}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / MANIFEST} cannot be read: {error}. {again}") from error
+    if not isinstance(found, dict) or not {"rows", "parts", "metadata"} <= found.keys():
+        raise DataError(f"{folder / MANIFEST} is damaged. {again}")
+    return found
+
+
+def _read_part(path: Path, footer: str | None) -> tables.Table:
+    try:
+        if footer not in (None, tables.footer_sha256(path)):
+            raise DataError(f"{path} is damaged: its footer is not the one in {MANIFEST}.")
+        return tables.read_parquet(path, ["key", "label", "latent"])
+    except DataError as error:
+        raise DataError(f"{error} To make it again, remove it and the {MANIFEST} beside it, and extract.") from error
 
 
 def _is_of(path: Path, metadata: Mapping[str, str]) -> bool:

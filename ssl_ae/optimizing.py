@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ssl_ae import distributed
 from ssl_ae import recipe as recipes
 from ssl_ae.errors import NonFiniteError
 
@@ -57,9 +58,16 @@ def _with_momentum(sgd: SGD) -> SGD:
 
 
 def go_on(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a saved state, also one of another device: where the rate lives is this optimizer's own."""
+    """Load a saved state, also one of another device or of whole parameters where these are sharded.
+
+    Where the rate lives is this optimizer's own.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    kept = {
+        i: {name: distributed.cut(value, parameters[i]) for name, value in each.items()} for i, each in state["state"].items()
+    }
     own = [(group["lr"], group.get("capturable")) for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict(state | {"state": kept})
     for group, (lr, capturable) in zip(optimizer.param_groups, own, strict=True):
         saved = float(group["lr"])
         group["lr"] = lr.fill_(saved) if torch.is_tensor(lr) else saved

@@ -16,6 +16,8 @@ from ssl_ae.recipe import ComponentEntry, Recipe, explain
 from ssl_ae.registry import Entry, Registry
 from ssl_ae.trace import Need, Shapes
 
+IN_SHARDS = ("adamw", "adam")  # optimizers
+
 
 @dataclass(frozen=True)
 class Part:
@@ -147,6 +149,7 @@ def _complaints(resolved: Resolved) -> Iterator[str]:
             f"[{low:g}, {high:g}]. Set data.scale: range, or the gaussian likelihood."
         )
     yield from _complaints_of_slices(resolved)
+    yield from {"ddp": lambda _: (), "fsdp": _complaints_of_shards}[resolved.recipe.parallel](resolved)
     yield from {"steps": lambda _: (), "lbfgs": _complaints_of_minimum}[resolved.recipe.finetune.solver.name](resolved)
     for i, part in enumerate(resolved.regularizers):
         place = f"model.regularizers.{i} ({part.full_name})"
@@ -172,6 +175,27 @@ def _complaints_of_slices(resolved: Resolved) -> Iterator[str]:
             f"model.decoder.name = {decoder.full_name}: the encoder trains in {slices} slices, the decoder must have as many; "
             f"this one has {theirs}. Take a decoder that mirrors it (mlp, without widths), or set pretrain.slice_epochs: 0."
         )
+
+
+def _complaints_of_shards(resolved: Resolved) -> Iterator[str]:
+    """What needs whole weights where a rank has a share of them."""
+    recipe, cure = resolved.recipe, "or set parallel: ddp."
+    for name, training in (("pretrain", recipe.pretrain), ("finetune", recipe.finetune)):
+        if training.ema is not None:
+            yield f"{name}.ema = {training.ema:g}: the average is not kept in shards (parallel: fsdp). Remove it, {cure}"
+        if (chosen := training.optimizer.name) not in IN_SHARDS:
+            yield (
+                f"{name}.optimizer.name = {chosen}: torch's fused kernel of it takes no shards (parallel: fsdp). "
+                f"Set {listing(IN_SHARDS)}, {cure}"
+            )
+    for i, part in enumerate(resolved.regularizers):
+        if "project" in part.cls.verbs:
+            yield (
+                f"model.regularizers.{i} ({part.full_name}): changes whole weights after a step, and a rank has a share of them "
+                f"(parallel: fsdp). Remove it, {cure}"
+            )
+    if recipe.compile is True:
+        yield f"compile = true: does not go with parallel: fsdp. Set compile: false, {cure}"
 
 
 def _complaints_of_minimum(resolved: Resolved) -> Iterator[str]:

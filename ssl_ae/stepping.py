@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssl_ae import distributed
+from ssl_ae.errors import RecipeError
 from ssl_ae.model import Model, Slice
 from ssl_ae.objective import Objective, StepMeans, count_rows
 from ssl_ae.optimizing import Watch, build_optimizer, build_schedule
@@ -76,13 +77,17 @@ class Stepper:
         bf16: bool = False,
         compile_step: bool = False,
         replay: bool = False,
+        shards: bool = False,
         warn: Callable[[str], None] = lambda message: None,
     ) -> None:
-        """`replay`: record the launches of a step on a GPU, where one rank makes it in one part. `warn` hears when that fails."""
+        """`shards`: several ranks store a share of the model each. `replay`: record the launches of a step on a GPU, where one
+        rank makes it in one part. `warn` hears when that fails.
+        """
         self.model, self.training = model, training
         self.seed, self.device, self.bf16, self.compile_step = seed, device, bf16, compile_step
         self.replays = replay and device.type == "cuda" and distributed.world() == 1 and training.micro_batches == 1
         self.warn = warn
+        self.shards = distributed.Shards(model) if shards and distributed.world() > 1 else None
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(training.ema)) if training.ema else None
         self.step_on_device = torch.zeros((), dtype=torch.int64, device=device)
         self.generator = torch.Generator(device)
@@ -106,7 +111,7 @@ class Stepper:
             parameters=parameters,
             optimizer=optimizer,
             schedule=build_schedule(self.training.schedule, optimizer, steps),
-            step=distributed.parallel(step),
+            step=distributed.parallel(step, self.shards),
             shares=torch.zeros(terms, device=self.device),
             steps=torch.zeros((), device=self.device),
             watch=Watch(self.training.max_nonfinite_steps, self.device),
@@ -116,14 +121,23 @@ class Stepper:
         return run
 
     def make(self, run: PhaseRun, batches: Sequence[Batch], step: int) -> None:
-        """Step number `step` of the training, over micro-batches."""
+        """Step number `step` of the training, over micro-batches. Raises RecipeError for batch normalisation of a single row."""
         self._enter(run)
         seed = seed_of(self.seed, step, distributed.rank())
         self._seed(seed)
-        if run.replay is None:
-            self._launch(run, batches, seed)
-        else:
-            self._replay(run, batches, seed)
+        try:
+            if run.replay is None:
+                self._launch(run, batches, seed)
+            else:
+                self._replay(run, batches, seed)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # torch's words
+                raise
+            raise RecipeError(
+                f"batch_size: of {run.phase.draw.uniform + run.phase.draw.labeled} rows over {distributed.world()} ranks in "
+                f"micro_batches = {self.training.micro_batches} a part has a single one, which batch normalisation cannot "
+                "normalise. Raise batch_size, take fewer ranks or micro_batches, or set batch_norm: false."
+            ) from error
         run.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -155,32 +169,37 @@ class Stepper:
             self._collect(run, batches, rows, means, seed)
         for parameter in run.parameters:
             parameter.grad = None
-        parts = []
+        parts, own = [], run.phase.objective.of_parameters
         for i, batch in enumerate(batches):
             if i:
                 seed_draws(seed + i, self.device)
-            with distributed.without_sync(run.step, skip=i + 1 < len(batches)):
+            last = i + 1 == len(batches)
+            with distributed.without_sync(run.step, skip=not last):
                 with self._autocast():
                     part = run.step(batch, rows, means, self.step_on_device)
-                # ranks average their gradients, but shares are to be summed
-                (objective.weigh(part, self.step_on_device) * distributed.world()).backward()
+                loss = objective.weigh(part, self.step_on_device)
+                if self.shards is None:
+                    loss = loss * distributed.world()  # ranks average their gradients, but shares are to be summed
+                elif last and own.terms:
+                    of_parameters, shares = self._parameter_terms(run)  # now, while the weights are whole
+                    loss = loss + of_parameters / distributed.world()
+                loss.backward()
             parts.append(part.detach())
-        shares = sum(parts[1:], parts[0])
-        if run.phase.objective.of_parameters.terms:
-            shares = torch.cat([shares, self._parameter_terms(run)])
-        self._update(run, shares)
+        if self.shards is None and own.terms:
+            of_parameters, shares = self._parameter_terms(run)
+            of_parameters.backward()  # the same on every rank, so added once, after the reduction
+        total = sum(parts[1:], parts[0])
+        self._update(run, torch.cat([total, shares]) if own.terms else total)
         self.step_on_device += 1
 
-    def _parameter_terms(self, run: PhaseRun) -> Tensor:
-        """Terms of parameters alone: the same on every rank, so added once, after the reduction."""
+    def _parameter_terms(self, run: PhaseRun) -> tuple[Tensor, Tensor]:
+        """Loss () and shares (terms,) of parameters alone."""
         objective = run.phase.objective.of_parameters
         shares = objective.shares(Trace(model=run.model), {Over.MODEL: torch.ones((), device=self.device)})
-        objective.weigh(shares, self.step_on_device).backward()
-        return shares.detach() / distributed.world()  # readings sum over ranks
+        return objective.weigh(shares, self.step_on_device), shares.detach() / distributed.world()  # readings sum over ranks
 
     def _update(self, run: PhaseRun, shares: Tensor) -> None:
-        gradients = [p.grad for p in run.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = distributed.total_norm([p.grad for p in run.parameters if p.grad is not None])
         found = ~torch.isfinite(norm)
         if self.training.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(run.parameters, self.training.clip_norm, norm)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,11 +66,13 @@ class Trainer:
         bf16: bool = False,
         compile_step: bool = False,
         replay: bool = False,
+        shards: bool = False,
         validate: Callable[[Model, Objective], dict[str, float]] = lambda model, objective: {},
         save: Callable[[Checkpoint], None] = lambda checkpoint: None,
         listener: Listener | None = None,
     ) -> None:
         self.model, self.plan, self.feed, self.training = model.to(device), plan, feed, training
+        self._whole = copy.deepcopy(model).cpu() if shards and distributed.world() > 1 else None
         self.device = device
         self.validate, self.save, self.listener = validate, save, listener or Listener()
         self.progress = Progress()
@@ -82,14 +85,22 @@ class Trainer:
             bf16=bf16,
             compile_step=compile_step,
             replay=replay,
+            shards=shards,
             warn=self.listener.warned,
         )
         self.runs = [self.stepper.prepare(phase, plan.steps_of(phase)) for phase in plan.phases]
 
     @property
     def result(self) -> Model:
-        """The model to keep: the average where the recipe asks for one."""
+        """What is judged and kept: the average where the recipe asks for one."""
         return self.stepper.average.module if self.stepper.average else self.model
+
+    def kept(self) -> Model:
+        """`result`, whole on every rank, which must all ask for it."""
+        if self._whole is None:
+            return self.result
+        self._whole.load_state_dict(distributed.gather(self.model.state_dict(), everywhere=True))
+        return self._whole.to(self.device)
 
     def run(self) -> Progress:
         """Train to the plan's end, or to early stopping, which keeps the weights of the best epoch.
@@ -149,7 +160,7 @@ class Trainer:
             each.shares.zero_()
             each.steps.zero_()
         for each in self.runs:
-            suspect = distributed.max_over_ranks(each.watch.suspect.clone())
+            suspect = distributed.first_over_ranks(each.watch.suspect)
             each.watch.check(each.phase.name, each.terms, int(suspect))
 
     def _end_epoch(self, epoch: int) -> bool:
@@ -165,7 +176,8 @@ class Trainer:
         return self._patience_is_over()
 
     def _judge(self, phases: Sequence[Phase]) -> dict[str, float]:
-        judged = self.validate(part_of(self.result, phases[0]), objective_of(phases))
+        with self.stepper.shards.gathered() if self.stepper.shards else nullcontext():
+            judged = self.validate(part_of(self.result, phases[0]), objective_of(phases))
         return {f"val/{phases[0].prefix}{name}": value for name, value in judged.items()}
 
     def _watched(self, values: dict[str, float]) -> float:
@@ -200,11 +212,12 @@ class Trainer:
             "average": average.state_dict() if average else {},
             "best": self._best_weights,
         }
-        return Checkpoint(self.model.state_dict(), state, dict(vars(self.progress)))
+        weights, state = distributed.gather((self.model.state_dict(), state))
+        return Checkpoint(weights, state, dict(vars(self.progress)))
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same plan and model."""
-        self.model.load_state_dict(checkpoint.weights)
+        """Go on from a checkpoint of the same plan and model, of any number of ranks."""
+        distributed.load_weights(self.model, checkpoint.weights)
         state = checkpoint.state
         for run, optimizer, schedule, sums, watch in zip(
             self.runs, state["optimizers"], state["schedules"], state["sums"], state["watches"], strict=True
@@ -216,7 +229,8 @@ class Trainer:
             run.watch.load(watch)
         if self.stepper.average is not None:
             self.stepper.average.load_state_dict(state["average"])
-        self._best_weights = state["best"]
+        own = self.result.state_dict()
+        self._best_weights = {name: distributed.cut(weight, own[name]) for name, weight in state["best"].items()}
         self.progress = Progress(**checkpoint.progress)
         for entry in self.progress.history:  # JSON has no NaN
             entry |= {name: math.nan for name, value in entry.items() if value is None}

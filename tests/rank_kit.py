@@ -1,11 +1,13 @@
 """What the processes of `laws/test_ranks.py` run: importable by name, because a spawned process imports afresh."""
 
+import copy
 import os
 
 import torch
 from engine_kit import Keep, MeanCode, feed_of, fresh, gradients, judge, resolved, rows, trainer_of, weights
 
 from ssl_ae import distributed
+from ssl_ae.checkpoint import Checkpoint
 from ssl_ae.training import micro_batches
 
 X, Y = rows(29, labeled=0.3)
@@ -36,6 +38,7 @@ def scenario(
 
 SCENARIOS = {
     "joint": scenario("joint"),
+    "joint, AdamW, clipped": scenario("joint", ADAMW, clip_norm=0.5),
     "joint, AdamW, clipped, averaged": scenario("joint", ADAMW, clip_norm=0.5, ema=0.9),
     "alternate": scenario("alternate"),
     "alternate, codes without gradient": scenario(
@@ -52,28 +55,53 @@ SCENARIOS = {
 }
 
 
-def train(name, micro):
-    """Gradients of the first step; weights, readings and validation of a whole run; on this rank."""
+SHARDED = [
+    "joint, AdamW, clipped",
+    "alternate, codes without gradient",
+    "pretrain, mean activity",
+    "joint, one part on one rank and two on the other",
+]
+
+
+def prepared(name, micro, adamw=False, shards=False, **more):
+    """A trainer of the scenario on this rank, and its first batch."""
     mode, sections = SCENARIOS[name]
     for stage in ("pretrain", "finetune"):
-        sections = sections | {stage: sections[stage] | {"micro_batches": micro}}
+        sections = sections | {stage: sections[stage] | {"micro_batches": micro} | ({"optimizer": ADAMW} if adamw else {})}
     found = resolved(**sections)
     feed = feed_of(X, Y, rank=distributed.rank(), world=distributed.world())
-    first = trainer_of(found, mode, feed)
-    (batch,) = feed.batches([(first.runs[0].phase.draw, 0)])
-    first.make_step(first.runs[0], micro_batches(batch, micro))
-    listener = Keep()
-    trainer = trainer_of(found, mode, feed, fresh(found), listener=listener)
+    trainer = trainer_of(found, mode, feed, fresh(found), shards=shards, **more)
     trainer.validate = judge(trainer, feed) if mode == "pretrain" else (lambda model, objective: {})
+    (batch,) = feed.batches([(trainer.runs[0].phase.draw, 0)])
+    return trainer, batch
+
+
+def train(name, micro, **more):
+    """Gradients of the first step; weights, readings, validation and the first checkpoint of a whole run; on this rank."""
+    first, batch = prepared(name, micro, **more)
+    first.make_step(first.runs[0], micro_batches(batch, micro))
+    listener, saved = Keep(), []
+    trainer, _ = prepared(
+        name, micro, listener=listener, save=lambda checkpoint: saved.append(copy.deepcopy(vars(checkpoint))), **more
+    )
     trainer.run()
     return {
-        "gradients": gradients(first.model),
-        "weights": weights(trainer.model),
-        "kept": weights(trainer.result),
+        "gradients": distributed.gather(gradients(first.model), everywhere=True),
+        "weights": distributed.gather(weights(trainer.model), everywhere=True),
+        "kept": weights(trainer.kept()),
         "measures": listener.measures,
         "epochs": listener.epochs,
         "rows": batch.row,
+        "checkpoint": saved[0],
     }
+
+
+def resumed(name, micro, checkpoint, **more):
+    """Weights of a run that went on from a checkpoint, on this rank."""
+    trainer, _ = prepared(name, micro, **more)
+    trainer.restore(Checkpoint(**copy.deepcopy(checkpoint)))
+    trainer.run()
+    return weights(trainer.kept())
 
 
 def few_rows():
@@ -99,10 +127,25 @@ def poisoned():
     return {"before": before, "after": weights(trainer.model), "skipped": int(trainer.runs[0].watch.skipped)}
 
 
+def agreed():
+    """After which of 32 steps a rank learns that the last rank was asked to stop after step 3."""
+    agreement = distributed.Agreement()
+    here = distributed.rank() == distributed.world() - 1
+    learnt = [step for step in range(1, 33) if agreement.asked(here and step >= 3, step)]
+    agreement.close()
+    return learnt
+
+
 def work(rank, world, port, folder):
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "RANK": str(rank)}
     with distributed.process_group("cpu"):
         results = {name: train(name, 2) for name in SCENARIOS}
-        results |= {"few rows": few_rows(), "poisoned": poisoned()}
+        results |= {"few rows": few_rows(), "poisoned": poisoned(), "agreed": agreed()}
+        for name in SHARDED:
+            whole = train(name, 2, adamw=True)
+            sharded = train(name, 2, adamw=True, shards=True)
+            (checkpoint,) = distributed.from_main([whole["checkpoint"]])
+            sharded["from whole"] = resumed(name, 2, checkpoint, adamw=True, shards=True)
+            results |= {f"whole {name}": whole, f"sharded {name}": sharded}
     torch.save(results, folder / f"rank-{rank}.pt")

@@ -17,15 +17,15 @@ FLOORS = [
     {"errors"},
     {"files", "stopping", "trace", "randomness", "progress", "moments", "pictures"},
     {"replay", "latent", "likelihood", "tables", "data.card", "data.keys", "data.tar"},
-    {"data.sources", "data.holdout", "data.moments", "data.samples", "data.order"},
-    {"data.targets", "data.shards", "data.loading"},
+    {"data.sources", "data.damage", "data.holdout", "data.moments", "data.samples", "data.order"},
+    {"data.targets", "data.shards", "data.remote", "data.loading"},
     {"components", "hookspecs", "data.label_values"},
     {"registry", "recipe", "data.labels"},
     {"data.foreign"},
     {"resolve", "data.dataset"},
     {"data.kinds"},
     {"distributed", "data.pack", "runs", "scaffold_modules", "checkpoint", "metrics", "latents", "figures", "tracking"},
-    {"objective", "scaffold", "neighbours"},
+    {"objective", "scaffold", "neighbours", "choosing"},
     {"model"},
     {"plan", "validation", "optimizing", "bounds"},
     {"stepping"},
@@ -68,6 +68,8 @@ OWNERS = {
     "faiss": {"neighbours"},
     "scipy": {"solving"},
     "packaging": {"doctor"},
+    "fsspec": {"data.remote"},
+    "aiohttp": {"data.remote"},
 }
 FORBIDDEN_ROOMS = {"utils", "common", "helpers", "base", "misc", "types"}
 LONGEST = 400

@@ -1,9 +1,16 @@
 """Ranks and their devices, as far as one process can tell."""
 
+import contextlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+import torch.distributed as dist
 
 from ssl_ae import distributed
-from ssl_ae.errors import RecipeError
+from ssl_ae.distributed import meeting
+from ssl_ae.distributed.meeting import Meeting, own_store
+from ssl_ae.errors import RankLost, RecipeError
 
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
@@ -14,3 +21,58 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(RecipeError, match="4 ranks on a machine with 2 GPUs"), distributed.process_group("auto"):
         pass
+
+
+@pytest.fixture
+def store(monkeypatch):
+    monkeypatch.setattr(meeting, "TICK_SECONDS", 0.05)
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def at_once(*works):
+    """The results of what several ranks do, each in a thread; the first error of any."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        return [future.result() for future in [pool.submit(work) for work in works]]
+
+
+@contextlib.contextmanager
+def two_meetings(store, timeout_seconds):
+    both = [Meeting(store, rank, 2, timeout_seconds) for rank in (0, 1)]
+    try:
+        yield both
+    finally:
+        for each in both:
+            each.close()
+
+
+def test_a_rank_may_work_alone_for_longer_than_the_time_out(store):
+    with two_meetings(store, 0.3) as (first, second):
+        for _ in range(3):
+            at_once(lambda: (time.sleep(0.8), first.wait()), second.wait)
+        assert store.num_keys() <= 5  # two pulses, the last meeting, and what torch keeps
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_that_gives_no_sign_of_life_is_named(store, lost):
+    with two_meetings(store, 0.5) as both:
+        both[lost].close()
+        with pytest.raises(RankLost, match=f"rank {lost} has given no sign of life for 0.5 s.*Run the same command to go on"):
+            both[1 - lost].wait()
+
+
+def test_ranks_that_start_again_do_not_meet_the_dead(store):
+    """Torch's launcher gives them the store of those that died; a rank may even have died before it came."""
+    store.set("greeting/1", "of a dead process")
+    store.set("answer/1", "of a dead process" + "and of a dead rank 0")
+    for _ in range(2):
+        first, second = at_once(lambda: own_store(store, 0, 2, 5.0), lambda: (time.sleep(0.1), own_store(store, 1, 2, 5.0))[1])
+        assert not second.check(["left by those before"])
+        first.set("left by those before", "x")
+        assert second.check(["left by those before"])
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-3", "inf", "nan"])
+def test_a_time_out_that_is_no_time_is_refused(monkeypatch, text):
+    monkeypatch.setenv("SSL_AE_TIMEOUT_SECONDS", text)
+    with pytest.raises(RecipeError, match=f'SSL_AE_TIMEOUT_SECONDS = "{text}": expected a positive number of seconds'):
+        distributed.timeout_seconds()

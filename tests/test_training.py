@@ -335,3 +335,12 @@ def test_a_second_interrupt_aborts_at_once():
     trainer.listener.stepped = twice
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
+
+
+def test_batch_normalisation_of_one_row_is_refused():
+    """The last part of three rows in two: torch's own words name neither the batch nor its parts."""
+    encoder = {"name": "mlp", "widths": [11], "batch_norm": True}
+    found = resolved(model={"encoder": encoder}, pretrain={"batch_size": 3, "micro_batches": 2})
+    trainer = trainer_of(found, "pretrain", feed_of(*rows(9)))
+    with pytest.raises(RecipeError, match=r"of 3 rows over 1 ranks in micro_batches = 2 a part has a single one"):
+        trainer.run()

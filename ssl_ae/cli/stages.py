@@ -73,7 +73,7 @@ def pretrain(
 def extract(
     run: RunPath,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="train, val, test or all.")] = "all",
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Another data set, into latents/ITS_NAME/SPLIT.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Another data set, into latents/ITS_NAME/SPLIT.")] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Run the decoder too: reconstruction_nats of each row.")] = False,
     layer: Annotated[
         str | None, typer.Option(metavar="LAYER", help="This layer in place of the code, such as h1, into layers/LAYER/SPLIT.")

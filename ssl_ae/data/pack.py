@@ -18,6 +18,7 @@ from ssl_ae.data.holdout import holdout
 from ssl_ae.data.keys import as_keys, repeated
 from ssl_ae.data.labels import UNLABELED, LabelTable
 from ssl_ae.data.moments import Moments, described
+from ssl_ae.data.remote import scheme_of
 from ssl_ae.data.shards import ShardReader, ShardWriter, verify_sha256
 from ssl_ae.data.sources import TO_BE_MEASURED, Block, PackOptions, Source, path_of
 from ssl_ae.errors import DataError, listing
@@ -76,7 +77,7 @@ def inspect(data: DataSet) -> dict[str, Any]:
     """
     card = data.card
     shards = [
-        {"split": name, **shard.model_dump(exclude={"sha256"}), "verdict": _verdict(data.path, card.x, shard)}
+        {"split": name, **shard.model_dump(exclude={"sha256"}), "verdict": _verdict(data.local, card.x, shard)}
         for name, split in card.splits.items()
         for shard in split.shards
     ]
@@ -215,6 +216,7 @@ def _kind_of(source: str, sources: Sequence[type[Source]]) -> type[Source]:
         raise DataError(f"{source} is of several kinds: {kinds}. Move the files of each into a folder of its own.")
     known = "".join(f"\n  {kind.name}: {kind.summary}" for kind in sources)
     if not path.exists():
+        scheme_of(source)
         raise DataError(f"{source} is neither a file, nor a folder, nor a known name. A source is one of:{known}")
     if path.is_dir() and not any(path.iterdir()):
         raise DataError(f"{source} is an empty folder. Put the samples into it; a source is one of:{known}")
@@ -236,13 +238,17 @@ def _holds(out: Path, card: Card) -> bool:
             return False
     except DataError:
         return False
-    whole = all(_verdict(out, card.x, shard) == "ok" for split in card.splits.values() for shard in split.shards)
+    whole = all(
+        _verdict(lambda shard: out / shard.file, card.x, shard) == "ok"
+        for split in card.splits.values()
+        for shard in split.shards
+    )
     return whole and (card.y is None or (out / cards.LABELS_FILE_NAME).exists())
 
 
-def _verdict(folder: Path, x: X, shard: Shard) -> str:
+def _verdict(place: Callable[[Shard], Path], x: X, shard: Shard) -> str:
     try:
-        path = ShardReader(folder / shard.file, x, shard).path
+        path = ShardReader(place(shard), x, shard).path
         verify_sha256(path, shard)
     except DataError as error:
         return str(error)
@@ -250,7 +256,7 @@ def _verdict(folder: Path, x: X, shard: Shard) -> str:
 
 
 def _label_verdict(data: DataSet) -> dict[str, str] | None:
-    path = data.path / cards.LABELS_FILE_NAME
+    path = data.folder / cards.LABELS_FILE_NAME
     if data.card.labels_sha256 is None:
         return None
     try:

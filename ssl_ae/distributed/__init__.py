@@ -11,11 +11,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from ssl_ae.distributed.meeting import GO_ON, Meeting
+from ssl_ae.distributed.meeting import GO_ON, Meeting, own_store
+from ssl_ae.distributed.parallel import (
+    Shards,
+    cut,
+    gather,
+    load_weights,
+    on_this_rank,
+    own_part,
+    parallel,
+    total_norm,
+    without_sync,
+)
 from ssl_ae.errors import RankLost, RecipeError
+
+__all__ = ["Shards", "cut", "gather", "load_weights", "on_this_rank", "own_part", "parallel", "total_norm", "without_sync"]
 
 TIMEOUT_SECONDS = 180.0  # for a rank that is dead or stopped; SSL_AE_TIMEOUT_SECONDS names another
 AGREE_EVERY = 8  # steps
@@ -48,6 +60,7 @@ def _joined(backend: str) -> Iterator[None]:
     seconds = timeout_seconds()
     try:
         store, own, ranks = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        store = own_store(store, own, ranks, seconds)
         _meeting = Meeting(store, own, ranks, seconds)
         dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=timedelta(seconds=seconds))
         yield
@@ -115,11 +128,13 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
-def max_over_ranks(value: Tensor) -> Tensor:
-    """The largest of every rank's `value`, on every rank; in place."""
+def first_over_ranks(index: Tensor) -> Tensor:
+    """The smallest index of any rank that has one, -1 where none has; () int64."""
     if world() > 1:
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-    return value
+        index = torch.where(index < 0, torch.iinfo(index.dtype).max, index)
+        dist.all_reduce(index, dist.ReduceOp.MIN)
+        index = torch.where(index == torch.iinfo(index.dtype).max, -1, index)
+    return index
 
 
 class Agreement:
@@ -182,23 +197,3 @@ def main_first() -> Iterator[bool]:
         raise error
     if failed:
         raise RecipeError(f"rank 0 failed with {failed[0]}: {failed[1]}")
-
-
-def parallel(step: nn.Module) -> nn.Module:
-    """`step` with gradients averaged over ranks by DistributedDataParallel; itself in a world of one.
-
-    Only parameters that require gradients now take part; a component may leave some of its own unused in a phase.
-    """
-    if world() == 1:
-        return step
-    return DistributedDataParallel(step, find_unused_parameters=True)
-
-
-def on_this_rank(step: nn.Module) -> nn.Module:
-    """The step without its parallel wrapper."""
-    return step.module if isinstance(step, DistributedDataParallel) else step
-
-
-def without_sync(step: nn.Module, skip: bool) -> contextlib.AbstractContextManager:
-    """Whether this backward pass leaves the reduction to a later micro-batch."""
-    return step.no_sync() if skip and isinstance(step, DistributedDataParallel) else contextlib.nullcontext()

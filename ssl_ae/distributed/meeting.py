@@ -9,7 +9,8 @@ import os
 import signal
 import threading
 import time
-from datetime import timedelta
+import uuid
+from collections.abc import Callable
 from itertools import count
 
 import torch.distributed as dist
@@ -17,7 +18,40 @@ import torch.distributed as dist
 from ssl_ae.errors import RankLost
 
 TICK_SECONDS = 1.0
+START_PAUSE_SECONDS = 0.01
+SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.0002, 0.25  # between two looks: a store's own wait prints a warning each time
 GO_ON = "Run the same command to go on from the last checkpoint."
+
+
+def own_store(store: dist.Store, rank: int, world: int, timeout_seconds: float) -> dist.Store:
+    """A part of `store` that these ranks alone have: torch's launcher gives ranks that start again the store of those that died.
+
+    Rank 0 answers whoever greets it with the name of the part, until all have come there; a greeting names its process, so that
+    the dead are not counted. Raises RankLost.
+    """
+    me, end = uuid.uuid4().hex, time.monotonic() + timeout_seconds
+    if rank:
+        store.set(f"greeting/{rank}", me)
+        _until(lambda: store.check([f"answer/{rank}"]) and store.get(f"answer/{rank}").decode().startswith(me), end, "rank 0")
+        name = store.get(f"answer/{rank}").decode().removeprefix(me)
+        store.add(f"{name}/came", 1)
+        return dist.PrefixStore(name, store)
+
+    def all_came() -> bool:
+        for other in range(1, world):
+            if store.check([f"greeting/{other}"]):
+                store.set(f"answer/{other}", store.get(f"greeting/{other}").decode() + me)
+        return store.add(f"{me}/came", 0) == world - 1
+
+    _until(all_came, end, "another rank")
+    return dist.PrefixStore(me, store)
+
+
+def _until(true: Callable[[], bool], end: float, whom: str) -> None:
+    while not true():
+        if time.monotonic() > end:
+            raise RankLost(f"{whom} did not come. {GO_ON}")
+        time.sleep(START_PAUSE_SECONDS)
 
 
 class Meeting:
@@ -47,9 +81,13 @@ class Meeting:
                 for key in (f"meeting/{self._met - 1}", f"meeting/{self._met - 1}/all"):
                     self._store.delete_key(key)  # whoever is here has left the meeting before
                 return
-            ticks, started = {}, time.monotonic()
-            while not self._came(all_here):
-                self._check(ticks, started)
+            ticks, pause = {}, SHORTEST_PAUSE_SECONDS
+            while not self._store.check([all_here]):
+                time.sleep(pause)
+                if pause < LONGEST_PAUSE_SECONDS:
+                    pause *= 1.5
+                else:
+                    self._check(ticks)
         except dist.DistNetworkError as error:
             raise RankLost(f"the connection to the other ranks is gone ({error}). {GO_ON}") from error
 
@@ -57,18 +95,11 @@ class Meeting:
         self._ended.set()
         self._thread.join(2 * TICK_SECONDS)
 
-    def _came(self, key: str) -> bool:
-        try:
-            self._store.wait([key], timedelta(seconds=TICK_SECONDS))  # in slices, so that signals are handled
-        except dist.DistStoreError:
-            return False
-        return True
-
-    def _check(self, ticks: dict[str, tuple[bytes, float]], started: float) -> None:
-        """Note who ticked; the time of waiting counts from `started`, because only silence that was listened to is silence."""
+    def _check(self, ticks: dict[str, tuple[bytes, float]]) -> None:
+        """Note who ticked and when; only silence that was listened to counts."""
         now = time.monotonic()
         for key, tick in zip(self._watched, self._store.multi_get(self._watched), strict=True):
-            last, at = ticks.get(key, (tick, started))
+            last, at = ticks.get(key, (tick, now))
             ticks[key] = (tick, at if tick == last else now)
             if now - ticks[key][1] > self._timeout_seconds:
                 raise RankLost(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,18 +18,23 @@ from ssl_ae.errors import DataError, RecipeError, did_you_mean, listing
 from ssl_ae.model import Model, frozen, layers_of
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
-from ssl_ae.stages.workspace import Workspace
+from ssl_ae.stages.workspace import Workspace, tolerance_of
 from ssl_ae.tracking import Tracker
 
 BATCH_ROWS = 1024
 MAP = "_map.png"  # of the latents in the plane
 TAKEN = ("journal", "mlflow_run_id")  # what a stage keeps beside its splits
+FOLDER = re.compile(r"[^/\\._\x00-\x1f][^/\\\x00-\x1f]{0,99}")  # a name that stands for one folder, and for no hidden one
 
 Columns = Callable[[Model, Tensor], dict[str, Tensor]]  # x (B, *shapes.x) -> what is stored of these rows, each (B, ...)
 
 
 def extract(
-    ws: Workspace, splits: Sequence[str] | None = None, data: Path | None = None, scores: bool = False, layer: str | None = None
+    ws: Workspace,
+    splits: Sequence[str] | None = None,
+    data: Path | str | None = None,
+    scores: bool = False,
+    layer: str | None = None,
 ) -> Outcome:
     """Write `latents/SPLIT/` for the given splits (all), or `latents/NAME/SPLIT/` for another data set.
 
@@ -191,11 +197,18 @@ def encode(
     return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
-def other_data(ws: Workspace, path: Path) -> DataSet:
+def other_data(ws: Workspace, path: Path | str) -> DataSet:
     """Another data set of the same kind of samples. Raises DataError when its samples do not fit the model, or its name."""
-    data = DataSet.open(path)
+    data = DataSet.open(path, tolerance=tolerance_of(ws.recipe))
+    for line in data.losses:
+        ws.reporter.warn(line)
+    if not FOLDER.fullmatch(data.card.name):
+        raise DataError(
+            f"{path} is called {data.card.name[:80]!r}, and its latents go into a folder of its name: expected a name without / "
+            f"and \\ that begins with neither . nor _. Give it another `name` in {data.folder / cards.FILE_NAME}."
+        )
     if data.card.name in (*cards.SPLITS, *ws.card.splits, *TAKEN):
-        card = path / cards.FILE_NAME
+        card = data.folder / cards.FILE_NAME
         cure = f"Give it another `name` in {card}." if card.exists() else "Rename the folder."
         raise DataError(f"{path} is called {data.card.name!r}, and latents/{data.card.name} is a place of the run's own. {cure}")
     ours, theirs = ws.card.x, data.card.x

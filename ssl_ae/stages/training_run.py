@@ -50,6 +50,7 @@ def train(
         bf16=ws.recipe.precision == "bf16",
         compile_step=ws.recipe.compile is True,
         replay=ws.recipe.compile == "auto",
+        shards=ws.recipe.parallel == "fsdp",
         validate=(lambda m, objective: validate(m, objective, val)) if val is not None and val.split.rows else (lambda *_: {}),
         listener=listener,
     )
@@ -65,7 +66,7 @@ def train(
             trainer.save = stack.enter_context(_saving(saver, ws.reporter))
         stack.enter_context(listener.watching(trainer.progress.step))
         progress = trainer.run()
-    return trainer.result, progress
+    return trainer.kept(), progress
 
 
 def final_metrics(progress: Progress) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_ae.data import order as orders
+from ssl_ae.data.loading import Draw, Feed
 from ssl_ae.data.order import Order
 
 ROWS = 97
@@ -98,3 +100,25 @@ def test_permutations_are_uniform():
     seen, counts = np.unique([order.take(4 * epoch, 4) for epoch in range(2400)], axis=0, return_counts=True)
     assert len(seen) == 24
     assert ((counts - 100) ** 2 / 100).sum() < 73
+
+
+class Huge:
+    """A thousand million rows in blocks, that nobody reads."""
+
+    rows, row_bytes = 10**9, 784
+    block_starts = np.arange(0, rows, 1024)
+
+
+@pytest.mark.parametrize("step", [0, 13])  # 13: across the end of a window
+def test_a_thousand_ranks_share_one_global_batch_of_a_thousand_million_rows(step):
+    draw = Draw(5_003)  # no multiple of the ranks
+    feed = Feed(Huge, None, None, seed=5, device=torch.device("cpu"), residency="stream")
+    whole, _ = feed._rows(draw, step)
+    assert len(np.unique(whole)) == 5_003
+    for world in (7, 1_000):
+        shares, feed.world = [], world
+        for rank in range(world):
+            feed.rank = rank
+            shares.append(feed._rows(draw, step)[0])
+        assert {len(share) for share in shares} == {5_003 // world, 5_003 // world + 1}
+        assert np.array_equal(np.sort(np.concatenate(shares)), np.sort(whole))

@@ -6,7 +6,7 @@ import time
 import pytest
 from command_line import call, snapshot, spawn, start, with_fields, write_yaml
 from conftest import TINY
-from ranks_kit import checkpoints, running, wait_for, weights_of
+from faults.ranks_kit import checkpoints, running, wait_for, weights_of
 
 pytestmark = pytest.mark.slow
 
@@ -126,5 +126,7 @@ def test_an_extraction_that_is_asked_to_stop_goes_on(recipe, pretrained, number)
     assert call("pretrain", path, "--out", "again").code == 0
     assert call("extract", "again").code == 0
     assert {name: digest for name, digest in tables.items() if name.endswith(".parquet")} == {
-        name: digest for name, digest in snapshot(pretrained.parents[1] / "again" / "latents").items() if name.endswith(".parquet")
+        name: digest
+        for name, digest in snapshot(pretrained.parents[1] / "again" / "latents").items()
+        if name.endswith(".parquet")
     }

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 from engine_kit import CPU, assert_same
-from rank_kit import SCENARIOS, few_rows, train, work
+from rank_kit import SCENARIOS, SHARDED, few_rows, resumed, train, work
 
 from ssl_ae import distributed
 
@@ -78,6 +78,30 @@ def test_all_ranks_skip_what_one_rank_cannot_use(two_ranks):
     for rank in two_ranks:
         assert_same(rank["poisoned"]["after"], rank["poisoned"]["before"])
         assert rank["poisoned"]["skipped"] == 1
+
+
+def test_ranks_learn_at_one_step_that_one_of_them_is_to_stop(two_ranks):
+    for rank in two_ranks:
+        assert rank["agreed"] == [16, 24, 32]  # summed up after step 8, looked at 8 steps later
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_shards_of_the_model_train_as_the_whole(two_ranks, name):
+    for rank in two_ranks:
+        sharded, whole = rank[f"sharded {name}"], rank[f"whole {name}"]
+        for part in ("gradients", "weights", "kept"):
+            assert_same(sharded[part], whole[part], atol=1e-10)
+        for (_, found), (_, expected) in zip(sharded["measures"], whole["measures"], strict=True):
+            assert found == pytest.approx(expected, rel=1e-5)  # sums in float32
+        for (*_, found), (*_, expected) in zip(sharded["epochs"], whole["epochs"], strict=True):
+            assert found == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_a_checkpoint_of_shards_goes_on_anywhere(two_ranks, name):
+    sharded = two_ranks[0][f"sharded {name}"]
+    assert_same(resumed(name, 4, sharded["checkpoint"], adamw=True), sharded["kept"], atol=1e-10)  # on one rank, whole
+    assert_same(sharded["from whole"], sharded["kept"], atol=1e-10)
 
 
 def test_alone_there_is_one_rank():
