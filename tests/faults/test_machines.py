@@ -50,7 +50,12 @@ def both(recipe: Path, out: Path) -> Iterator[list[subprocess.Popen]]:
     environment = os.environ | {"SSL_AE_TIMEOUT_SECONDS": "8", "TORCHELASTIC_SHUTDOWN_TIMEOUT": "3"}
     processes = []
     for k, name in enumerate(NAMES):
-        meeting = ["--rdzv-id", "test", "--rdzv-conf", f"is_host={int(k == 0)}"]  # the machines have one host name
+        meeting = [
+            "--rdzv-id",
+            "test",
+            "--rdzv-conf",
+            f"is_host={int(k == 0)},read_timeout=10",
+        ]  # the machines have one host name
         words = [*options, *meeting, "--local-addr", ADDRESSES[k], "-m", "ssl_ae", "pretrain", recipe, "--out", out]
         command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *map(str, words)]
         own = environment | {"GLOO_SOCKET_IFNAME": f"ssl-ae-{k}"}
