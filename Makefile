@@ -14,7 +14,7 @@ export UV_FIND_LINKS := $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 endif
 endif
 
-.PHONY: help .venv demo test bench bench-growth few-labels gallery lint format constraints clean
+.PHONY: help .venv demo test test-faults bench bench-growth few-labels gallery lint format constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -59,6 +59,10 @@ demo: .venv ## the whole job on handwritten digits: pretrain, extract, finetune,
 # One thread a worker: the tests are many small computations, and two processes beat two threads.
 test: .venv ## run the tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+
+# Some hours of kills, faults and hostile files; the fast part of them is in `make test` too.
+test-faults: .venv ## kill, damage, fill up and cut off everything, again and again
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 tests/faults -m "slow or not slow" --timeout 3600
 
 # Peers run where they are installed; tests/benchmarks/bench.py says how.
 bench: .venv ## how fast the training step is, beside its peers and the hardware's limit

@@ -28,6 +28,12 @@ class CheckpointError(SslAeError):
     """A checkpoint or run folder that is absent, damaged, in use, or belongs to another recipe."""
 
 
+class DiskError(SslAeError):
+    """The disk took no more: it is full, or a quota or a limit on the size of files is reached."""
+
+    exit_code = 1  # the input was right, and the same command goes on once there is space
+
+
 class NonFiniteError(SslAeError):
     """Training met too many steps in a row whose gradient was not finite."""
 

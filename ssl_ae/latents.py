@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,28 @@ def write_part(path: Path, columns: Mapping[str, np.ndarray], metadata: Mapping[
     ready = dict(columns)
     if ready["label"].ndim == 1:
         ready["label"] = np.ma.masked_array(ready["label"], mask=ready["label"] == UNLABELED)
-    tables.write_parquet(path, ready, {"ssl_ae.schema_version": SCHEMA_VERSION, **metadata})
+    tables.write_parquet(path, ready, _with_version(metadata))
+
+
+def begin(folder: Path, metadata: Mapping[str, str]) -> None:
+    """Leave of a table what belongs to this one: the parts with these facts, from where it goes on, and no manifest."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in folder.glob("part-*.parquet"):
+        if not _is_of(path, metadata):
+            path.unlink()
+
+
+def written(folder: Path, index: int, keys: np.ndarray, metadata: Mapping[str, str]) -> tables.Table | None:
+    """A part that is there already, whole and of these rows; None where it has to be made.
+
+    Raises DataError where it is damaged.
+    """
+    path = part_of(folder, index)
+    if not path.exists():
+        return None
+    part = tables.read_parquet(path)
+    same = part.metadata == _with_version(metadata) and len(keys) == part.rows and (part["key"] == keys.astype(object)).all()
+    return part if same else None
 
 
 def finish(folder: Path, rows: int, metadata: Mapping[str, str], task: str | None) -> None:
@@ -54,24 +76,31 @@ def finish(folder: Path, rows: int, metadata: Mapping[str, str], task: str | Non
     names = [part_of(folder, i).name for i in range(len(parts_of(rows)))]
     for stranger in set(folder.glob("part-*.parquet")) - {folder / name for name in names}:
         stranger.unlink()
-    files.write_json(folder / MANIFEST, {"rows": rows, "parts": names, "task": task, "metadata": dict(metadata)})
+    footers = [tables.footer_sha256(folder / name) for name in names]
+    files.write_json(
+        folder / MANIFEST,
+        {"rows": rows, "parts": names, "footers_sha256": footers, "task": task, "metadata": dict(metadata)},
+    )
 
 
 def is_current(folder: Path, metadata: Mapping[str, str]) -> bool:
     """Whether the folder holds a finished table made by these weights from this data."""
-    manifest = folder / MANIFEST
-    return manifest.exists() and files.read_json(manifest)["metadata"] == dict(metadata)
+    try:
+        return _manifest(folder)["metadata"] == dict(metadata)
+    except DataError:  # absent or damaged: what parts there are say themselves what they are
+        return False
 
 
 def read(folder: Path) -> Latents:
     """Raises DataError for a table that is absent, unfinished or damaged."""
-    if not (folder / MANIFEST).exists():
-        raise DataError(f"{folder} holds no finished latents. Run `ssl-ae extract {folder.parent.parent}`.")
-    manifest = files.read_json(folder / MANIFEST)
-    parts = [tables.read_parquet(folder / name, ["key", "label", "latent"]) for name in manifest["parts"]]
+    manifest = _manifest(folder)
+    footers = dict(zip(manifest["parts"], manifest.get("footers_sha256", []), strict=False))
+    parts = [_read_part(folder / name, footers.get(name)) for name in manifest["parts"]]
     rows = sum(part.rows for part in parts)
     if rows != manifest["rows"]:
-        raise DataError(f"{folder}: {rows} rows, but its manifest says {manifest['rows']}. Extract again.")
+        raise DataError(
+            f"{folder}: {rows} rows, but its manifest says {manifest['rows']}. Remove that and extract again."
+        )
     labels = np.concatenate([_filled(part["label"]) for part in parts])
     return Latents(
         keys=np.concatenate([part["key"] for part in parts]),
@@ -79,6 +108,40 @@ def read(folder: Path) -> Latents:
         z=np.concatenate([part["latent"] for part in parts]),
         metadata=manifest["metadata"],
     )
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """Raises DataError where it is absent or damaged."""
+    again = f"Run `ssl-ae extract {folder.parent.parent}`."
+    try:
+        found = files.read_json(folder / MANIFEST)
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} holds no finished latents. {again}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / MANIFEST} cannot be read: {error}. {again}") from error
+    if not isinstance(found, dict) or not {"rows", "parts", "metadata"} <= found.keys():
+        raise DataError(f"{folder / MANIFEST} is damaged. {again}")
+    return found
+
+
+def _read_part(path: Path, footer: str | None) -> tables.Table:
+    try:
+        if footer not in (None, tables.footer_sha256(path)):
+            raise DataError(f"{path} is damaged: its footer is not the one in {MANIFEST}.")
+        return tables.read_parquet(path, ["key", "label", "latent"])
+    except DataError as error:
+        raise DataError(f"{error} To make it again, remove it and the {MANIFEST} beside it, and extract.") from error
+
+
+def _is_of(path: Path, metadata: Mapping[str, str]) -> bool:
+    try:
+        return tables.read_metadata(path) == _with_version(metadata)
+    except DataError:
+        return False
+
+
+def _with_version(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {"ssl_ae.schema_version": SCHEMA_VERSION, **metadata}
 
 
 def _filled(label: np.ndarray) -> np.ndarray:

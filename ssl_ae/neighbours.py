@@ -1,14 +1,18 @@
-"""Nearest neighbours among codes, exact: by Hamming distance of symbols and by Euclidean distance. Only this room knows faiss."""
+"""Nearest neighbours among codes, exact: by Hamming distance, Euclidean distance or product. Only this room knows faiss."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ssl_ae.errors import RecipeError
 
 MOST_DISTANCES = 2**22  # held at once: 32 MiB of float64
+GROUPS = 64  # of codes, of which only those with a large maximum are looked at one by one
+QUERIES = 64  # answered together: their products with all codes stay near
 SLACK = 1e-9  # of the squared sizes: more than float64 loses where distances are made of products, K up to 10^6
 
 
@@ -88,6 +92,31 @@ def _euclidean(codes: np.ndarray, queries: np.ndarray, count: int) -> Neighbours
             best = np.argsort(exact, kind="stable")[:count]
             rows[i], distances[i] = candidates[best], exact[best]
     return Neighbours(rows, distances)
+
+
+@torch.inference_mode()
+def largest_products(codes: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest <q, z> over codes z (N, K) for each of queries q (Q, K): products and rows, (Q, count), largest first.
+
+    Exact up to the rounding of the products, on the codes' device; `count` is at most N. The largest numbers lie in the
+    groups with the largest maxima, so only those are sorted: a third of the time of sorting all.
+    """
+    size = -(-len(codes) // GROUPS)  # of a group: every size-th place of a row of products
+    across = torch.nn.functional.pad(codes, (0, 0, 0, GROUPS * size - len(codes))).T.contiguous()
+    within_group = torch.arange(GROUPS, device=codes.device) * size
+    products, rows = (
+        queries.new_empty(len(queries), count),
+        torch.empty(len(queries), count, dtype=torch.int64, device=codes.device),
+    )
+    for start in range(0, len(queries), QUERIES):
+        here = slice(start, start + QUERIES)
+        every = queries[here] @ across
+        every[:, len(codes) :] = -torch.inf
+        best = every.unflatten(1, (GROUPS, size)).amax(1).topk(min(count, size), dim=1).indices
+        candidates = (best[:, :, None] + within_group).flatten(1)
+        products[here], places = every.gather(1, candidates).topk(count, dim=1)
+        rows[here] = candidates.gather(1, places)
+    return products, rows
 
 
 def agreement(labels: np.ndarray, neighbours: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 import typing
 from collections.abc import Iterable
@@ -49,6 +50,8 @@ class RegularizerEntry(ComponentEntry):
     layers: tuple[str, ...] | None = Field(None, description="names of layers it acts on, `h*` for all hidden ones")
 
 
+DEEPEST, LARGEST = 30, 100_000  # levels and values of a recipe's tree
+
 LABELS = "{per_class: N} or {total: N}, all, or a CSV or Parquet file of key,label"
 
 
@@ -75,6 +78,10 @@ class Data(Section):
     residency: Literal["auto", "resident", "stream"] = Field(
         "auto", description="resident: decoded in memory; stream: read as needed"
     )
+    damaged: Literal["fail", "skip"] = Field(
+        "fail", description="skip: samples and shards that cannot be read are left out, counted and told"
+    )
+    damaged_limit: float = Field(0.01, ge=0, le=1, description="of skip: share of a split's samples above which it fails")
     card_sha256: str | None = Field(None, description="written by ssl-ae: fingerprint of the data that a run was made with")
     scale: Literal["auto", "range", "standard", "none"] = Field(
         "auto", description="range: the card's range to [0, 1]; standard: zero mean, unit variance; auto: by kind of data"
@@ -167,7 +174,9 @@ class Stage(Section):
 class Recipe(Section):
     """What `ssl-ae recipe show` prints and a run folder keeps."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the run folder and the MLflow experiment")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="of the run folder and the MLflow experiment"
+    )
     seed: int = Field(0, ge=0)
     data: Data
     model: ModelSection = ModelSection()
@@ -196,15 +205,14 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe and apply `--set` overrides. Raises RecipeError: place, value, what is allowed, nearest match."""
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         near = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = did_you_mean(str(path), map(str, near))
         raise RecipeError(f"there is no recipe {path}.{hint}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no name that a file can have
         raise RecipeError(f"{path} cannot be read: {error}.") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}.") from error
+    tree = _read_yaml(text, f"{path} is no YAML")
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with at least `name` and `data`; this is {type(tree).__name__}.")
     for override in overrides:
@@ -258,11 +266,35 @@ def _override(tree: dict[str, Any], text: str) -> None:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise RecipeError(f"--set {text}: expected KEY=VALUE, as in --set model.latent_dim=16.")
+    _assign(tree, key.strip(), _read_yaml(value, f"--set {text}: the value is no YAML"), f"--set {text}")
+
+
+def _read_yaml(text: str, complaint: str) -> Any:
+    """Plain values, lists and mappings. Raises RecipeError for anything else, and for more than any recipe needs."""
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}.") from error
-    _assign(tree, key.strip(), parsed, f"--set {text}")
+        tree = yaml.safe_load(text)
+        count = _count(tree, {}, 0)
+    except RecursionError as error:
+        raise RecipeError(f"{complaint} of ours: it is nested more than {DEEPEST} deep, or in itself.") from error
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, AttributeError) as error:  # the last four of bad scalars
+        raise RecipeError(f"{complaint}: {' '.join(str(error).split())}.") from error
+    if count > LARGEST:
+        raise RecipeError(f"{complaint} of ours: it stands for {count:,} values, and a recipe has {LARGEST:,} at most.")
+    return tree
+
+
+def _count(node: Any, known: dict[int, int], depth: int) -> int:
+    """Values in a tree, those that an alias repeats counted each time: nine lines of aliases are a billion values."""
+    if depth > DEEPEST:
+        raise RecursionError
+    if isinstance(node, int) and node.bit_length() > 64:
+        raise ValueError("a whole number takes at most 64 bits")
+    if not isinstance(node, (dict, list, set, tuple)):
+        return 1
+    if id(node) not in known:
+        parts = [*node, *node.values()] if isinstance(node, dict) else node
+        known[id(node)] = 1 + sum(_count(part, known, depth + 1) for part in parts)
+    return known[id(node)]
 
 
 def _assign(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
@@ -270,9 +302,12 @@ def _assign(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
     node: Any = tree
     for i, part in enumerate(parents):
         where = ".".join(parents[: i + 1])
-        node = node[_index(node, part, source)] if isinstance(node, list) else node.setdefault(part, {})
-        if not isinstance(node, (dict, list)):
-            raise RecipeError(f"{source}: {where} is {_shown(node)}, which has no fields. Set {where} itself.")
+        place = _index(node, part, source) if isinstance(node, list) else part
+        child = node[place] if isinstance(node, list) else node.get(place, {})
+        if not isinstance(child, (dict, list)):
+            raise RecipeError(f"{source}: {where} is {_shown(child)}, which has no fields. Set {where} itself.")
+        node[place] = copy.copy(child)  # an anchor of YAML puts one object at several places
+        node = node[place]
     if isinstance(node, list):
         node[_index(node, last, source)] = value
     else:

@@ -14,6 +14,7 @@ from ssl_ae.errors import PluginError
 from ssl_ae.registry import Registry
 from ssl_ae.scaffold_modules import MODULES
 
+LONGEST = 60  # characters of a name
 NAME = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 
 PYPROJECT = Template("""\
@@ -83,9 +84,10 @@ def write_package(name: str, kind: str, parent: Path, registry: Registry) -> Pat
 
     Raises PluginError for an illegal name, a name that an installed plugin has, and a folder that exists.
     """
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(name) or len(name) > LONGEST:
         raise PluginError(
-            f"NAME = {name!r}: expected lower-case letters and digits, a letter first, single _ or - between, as in top_k."
+            f"NAME = {name[: 2 * LONGEST]!r}: expected lower-case letters and digits, a letter first, single _ or - between, "
+            f"as in top_k, {LONGEST} at most."
         )
     if name in registry.plugins:
         raise PluginError(f"NAME = {name!r}: {registry.plugins[name].origin} is installed under this name. Choose another.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,8 @@ def write_parquet(
         try:
             pq.write_table(table, aside, write_page_checksum=True, **_encoding(table))
         except OSError as error:
+            if error.errno in files.FULL:
+                raise
             raise DataError(f"{path} cannot be written: {os.strerror(error.errno or 5)}. Choose another place for it.") from error
 
 
@@ -89,8 +92,23 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Table:
     with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         _require(path, file.schema_arrow.names, columns or ())
         table = file.read(columns=None if columns is None else list(columns))
-    names = table.column_names if columns is None else columns
-    return Table({name: _to_numpy(table.column(name)) for name in names}, _text_metadata(table.schema.metadata))
+        names = table.column_names if columns is None else columns
+        return Table({name: _to_numpy(table.column(name)) for name in names}, _text_metadata(table.schema.metadata))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `write_parquet` was given beside the columns. Raises DataError for a file that is absent or damaged."""
+    with _readable(path):
+        return _text_metadata(pq.read_schema(path).metadata)
+
+
+def footer_sha256(path: Path) -> str:
+    """Of what says where the columns lie: pages have checksums, and the footer has none. Raises DataError."""
+    with _readable(path), open(path, "rb") as file:
+        file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def read_batches(path: Path) -> Iterator[dict[str, np.ndarray]]:
@@ -127,8 +145,8 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:  # of a footer that holds nonsense
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
         raise DataError(f"{path} cannot be read: {reason}. Write the file again or name another.") from error
 
 

@@ -113,6 +113,11 @@ class Trainer:
             self.result.load_state_dict(self._best_weights)
         return self.progress
 
+    def check_early_stopping(self) -> None:
+        """Raises RecipeError where it watches what validation will not measure: now, not after an epoch."""
+        if self.training.early_stopping is not None:
+            self._watched(self._judge(self.plan.ending(self.plan.epochs)))
+
     def _run(self) -> None:
         last = self.plan.steps
         requests = ((self.runs[phase].phase.draw, k) for phase, k in map(self.plan.at, range(self.progress.step, last)))
@@ -161,9 +166,7 @@ class Trainer:
     def _end_epoch(self, epoch: int) -> bool:
         """Validate, save; True when early stopping says enough."""
         phases = self.plan.ending(epoch)
-        with self.stepper.shards.gathered() if self.stepper.shards else nullcontext():
-            judged = self.validate(part_of(self.result, phases[0]), objective_of(phases))
-        values = {f"val/{phases[0].prefix}{name}": value for name, value in judged.items()}
+        values = self._judge(phases)
         self.progress.epoch = epoch
         self.progress.history.append({"step": self.progress.step, **values})
         if phases[-1] is self.plan.phases[-1]:  # early stopping watches the last phase: the others only prepare it
@@ -172,18 +175,24 @@ class Trainer:
         self.save(self.checkpoint())
         return self._patience_is_over()
 
-    def _note_the_best(self, values: dict[str, float]) -> None:
-        early = self.training.early_stopping
-        if early is None:
-            return
-        value = values.get(early.metric)
-        if value is None:
+    def _judge(self, phases: Sequence[Phase]) -> dict[str, float]:
+        with self.stepper.shards.gathered() if self.stepper.shards else nullcontext():
+            judged = self.validate(part_of(self.result, phases[0]), objective_of(phases))
+        return {f"val/{phases[0].prefix}{name}": value for name, value in judged.items()}
+
+    def _watched(self, values: dict[str, float]) -> float:
+        """The value that early stopping watches; lower is better. Raises RecipeError where it is not measured."""
+        metric = self.training.early_stopping.metric
+        if metric not in values:
             raise RecipeError(
-                f"early_stopping.metric = {early.metric}: this stage measures {listing(values, 'and')}."
-                + did_you_mean(early.metric, values)
+                f"early_stopping.metric = {metric}: this stage measures {listing(values, 'and')}." + did_you_mean(metric, values)
             )
-        value = -value if early.metric.endswith("accuracy") else value
-        best = self.progress.best
+        return -values[metric] if metric.endswith("accuracy") else values[metric]
+
+    def _note_the_best(self, values: dict[str, float]) -> None:
+        if self.training.early_stopping is None:
+            return
+        value, best = self._watched(values), self.progress.best
         if best is None or math.isnan(best) or value < best:  # nothing is less than NaN
             self.progress.best, self.progress.best_epoch = value, self.progress.epoch
             self._best_weights = {name: weight.detach().clone() for name, weight in self.result.state_dict().items()}

@@ -17,21 +17,21 @@ FLOORS = [
     {"errors"},
     {"files", "stopping", "trace", "randomness", "progress", "moments", "pictures"},
     {"replay", "latent", "likelihood", "tables", "data.card", "data.keys", "data.tar"},
-    {"data.sources", "data.holdout", "data.moments", "data.samples", "data.order"},
-    {"data.targets", "data.shards", "data.loading"},
+    {"data.sources", "data.damage", "data.holdout", "data.moments", "data.samples", "data.order"},
+    {"data.targets", "data.shards", "data.remote", "data.loading"},
     {"components", "hookspecs", "data.label_values"},
     {"registry", "recipe", "data.labels"},
     {"data.foreign"},
     {"resolve", "data.dataset"},
     {"data.kinds"},
     {"distributed", "data.pack", "runs", "scaffold_modules", "checkpoint", "metrics", "latents", "figures", "tracking"},
-    {"objective", "scaffold", "neighbours"},
+    {"objective", "scaffold", "neighbours", "choosing"},
     {"model"},
     {"plan", "validation", "optimizing", "bounds"},
     {"stepping"},
     {"training", "solving"},
     {"stages"},
-    {"testing"},
+    {"testing", "doctor"},
     {"cli"},
 ]
 # files that make one room: a package, or the kinds of source that come in through a hook like any plugin's
@@ -41,6 +41,7 @@ ROOMS = {
     "figures": "figures",
     "stages": "stages",
     "testing": "testing",
+    "doctor": "doctor",
     "cli": "cli",
     "data.sources": "data.kinds",
 }
@@ -66,6 +67,9 @@ OWNERS = {
     "matplotlib": {"figures"},
     "faiss": {"neighbours"},
     "scipy": {"solving"},
+    "packaging": {"doctor"},
+    "fsspec": {"data.remote"},
+    "aiohttp": {"data.remote"},
 }
 FORBIDDEN_ROOMS = {"utils", "common", "helpers", "base", "misc", "types"}
 LONGEST = 400

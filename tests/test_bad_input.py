@@ -219,6 +219,11 @@ def test_predict_before_finetune(pretrained, digits):
     )
 
 
+def test_predict_on_data_that_is_not_there(finetuned):
+    message = refused("predict", finetuned, "nowhere", "--out", "p.parquet")  # one line for each kind of source that there is
+    assert message.startswith("nowhere is neither a file, nor a folder, nor a known name.")
+
+
 def test_predictions_that_are_no_parquet(finetuned, digits):
     assert one_line("predict", finetuned, digits, "--out", "p.csv") == (
         "--out p.csv: the predictions are a Parquet file; give a name that ends in .parquet."
@@ -321,7 +326,7 @@ def test_a_finetuning_on_the_checkpoint_of_another_recipe(recipe, finetuned):
 def test_a_damaged_model(finetuned):
     path = finetuned / "finetune" / "joint-alpha0.01" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert one_line("evaluate", finetuned).startswith(f"{path} cannot be read: ")
+    assert one_line("evaluate", finetuned).startswith(f"{path} is damaged: its sha256 is not that in stage.json.")
 
 
 def test_a_component_of_another_version(finetuned):

@@ -5,7 +5,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_ae import latents
+from ssl_ae import files, latents
 from ssl_ae.errors import DataError
 
 FACTS = {"recipe_fingerprint": "f", "scores": "false"}
@@ -56,7 +56,21 @@ def test_missing_rows_are_noticed(tmp_path):
     write(tmp_path, 20_011)
     short = tmp_path / "part-00001.parquet"
     pq.write_table(pq.read_table(short).slice(0, 100), short)
-    with pytest.raises(DataError, match=r"16484 rows, but its manifest says 20011\. Extract again\."):
+    with pytest.raises(DataError, match=r"part-00001.parquet is damaged: its footer .* remove it and the _manifest.json"):
+        latents.read(tmp_path)
+    manifest = files.read_json(tmp_path / latents.MANIFEST)
+    manifest.pop("footers_sha256")  # of a table that was written before there were any
+    files.write_json(tmp_path / latents.MANIFEST, manifest)
+    with pytest.raises(DataError, match=r"16484 rows, but its manifest says 20011\. Remove that and extract again\."):
+        latents.read(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"rows": 3}'])
+def test_a_damaged_manifest_is_no_manifest(tmp_path, content):
+    write(tmp_path, 1_009)
+    (tmp_path / latents.MANIFEST).write_text(content)
+    assert not latents.is_current(tmp_path, {})
+    with pytest.raises(DataError, match=r"_manifest\.json (cannot be read|is damaged).* Run `ssl-ae extract "):
         latents.read(tmp_path)
 
 

@@ -4,10 +4,11 @@ import builtins
 
 import numpy as np
 import pytest
+import torch
 
 from ssl_ae import neighbours
 from ssl_ae.errors import RecipeError
-from ssl_ae.neighbours import agreement, bits_of, nearest
+from ssl_ae.neighbours import agreement, bits_of, largest_products, nearest
 
 N, Q, K = 503, 11, 13
 
@@ -125,3 +126,14 @@ def test_without_faiss_bits_say_what_to_install(monkeypatch):
     with pytest.raises(RecipeError, match=r"pip install 'ssl-ae\[faiss\]'"):
         nearest(codes("bits"), codes("bits", rows=Q), 3, 1)
     assert nearest(codes("real"), codes("real", rows=Q), 3).rows.shape == (Q, 3)
+
+
+@pytest.mark.parametrize("rows", [7, 64, 503, 5003])
+@pytest.mark.parametrize("count", [1, 5, 7])
+def test_largest_products_are_those_of_sorting_all(rows, count):
+    z, queries = (torch.from_numpy(codes("real", seed, many)).float() - 1000 for seed, many in ((0, rows), (1, 131)))
+    products, found = largest_products(z, queries, count)
+    every = queries @ z.T
+    torch.testing.assert_close(products, every.topk(count, dim=1).values)
+    torch.testing.assert_close(every.gather(1, found), products)
+    assert all(len(set(row)) == count for row in found.tolist())

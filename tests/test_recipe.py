@@ -97,6 +97,13 @@ def test_overrides_of_components_and_lists(path):
     assert recipe.model.head.name == "mlp"
 
 
+def test_an_override_of_what_an_anchor_puts_at_two_places_holds_at_one(path):
+    path.write_text("name: a\ndata: {path: data/a}\npretrain: &same {epochs: 3, optimizer: {lr: 0.1}}\nfinetune: *same\n")
+    found = load(path, ["finetune.mode=joint", "finetune.optimizer.lr=0.2"])
+    assert (found.finetune.mode, found.finetune.epochs, found.finetune.optimizer.lr) == ("joint", 3, 0.2)
+    assert (found.pretrain.epochs, found.pretrain.optimizer.lr) == (3, 0.1)
+
+
 def test_the_last_override_holds(path):
     assert load(path, ["seed=3", "seed=5"]).seed == 5
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from ssl_ae.cli import data, decoding, plugins, recipes, search, stages, tracking
+from ssl_ae.cli import data, decoding, doctor, plugins, recipes, search, stages, suggest, tracking
 from ssl_ae.errors import SslAeError, Stopped
 from ssl_ae.stopping import Asked, leave_when_asked
 
@@ -47,9 +47,11 @@ app.add_typer(data.app, name="data")
 stages.register(app)
 decoding.register(app)
 search.register(app)
+suggest.register(app)
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(recipes.app, name="recipe")
 tracking.register(app)
+doctor.register(app)
 
 
 def main() -> None:

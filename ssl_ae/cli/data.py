@@ -79,9 +79,10 @@ def pack(
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A data set.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A data set: a folder, or its URL (file:, http:, https:, s3:).")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="PNG", help="Where the picture goes. Default: DIR/_samples.png.")
+        Path | None,
+        typer.Option("--out", metavar="PNG", help="Where the picture goes. Default: DIR/_samples.png, of a URL ./_samples.png."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -96,7 +97,7 @@ def inspect(
     from ssl_ae.data.dataset import DataSet
     from ssl_ae.data.pack import inspect as report_of
 
-    data = DataSet.open(folder)
+    data = DataSet.open(folder, verify="none")  # the report names every shard that is damaged
     report = report_of(data)
     picture = None
     if not report["damaged"]:
@@ -104,7 +105,10 @@ def inspect(
         rows = np.unique(np.linspace(0, split.rows - 1, min(40, split.rows)).astype(int))
         labels = data.labels("train")[rows]
         picture = figures.sample_grid(
-            out or folder / "_samples.png", split.read(rows), _titles(labels, data.card.y), data.card.x.kind
+            out or (data.path if isinstance(data.path, Path) else Path()) / "_samples.png",
+            split.read(rows),
+            _titles(labels, data.card.y),
+            data.card.x.kind,
         )
     told = reporter()
     if json:

@@ -33,6 +33,10 @@ Nproc = Annotated[int | None, typer.Option("--nproc", metavar="N", min=1, help="
 MaxRestarts = Annotated[
     int, typer.Option("--max-restarts", metavar="N", min=0, help="With --nproc: how often ranks that die are started again.")
 ]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Go on although a version or a field changed that the weights do not depend on; says which."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 

@@ -25,13 +25,13 @@ def show(recipe: RecipePath, set_: Set = None, json: Json = False) -> None:
 
     chosen = load(recipe, set_)
     tree, note = chosen.model_dump(mode="json"), None
-    if Path(chosen.data.path).is_dir():
+    if ":" in chosen.data.path or Path(chosen.data.path).is_dir():  # a URL is opened where it lies
         with many_imports():
             from ssl_ae.data.dataset import DataSet
             from ssl_ae.registry import Registry
             from ssl_ae.stages.stored import card_with_labels, resolve_stored
 
-        card = card_with_labels(chosen, DataSet.open(chosen.data.path))
+        card = card_with_labels(chosen, DataSet.open(chosen.data.path, verify="none"))
         tree = resolve_stored(chosen, Registry.discover(), card, str(recipe)).as_dict()
     else:
         note = f"{chosen.data.path} is not there yet, so the components' own options are shown as given."

@@ -10,6 +10,7 @@ import typer
 
 from ssl_ae.cli.options import (
     Epochs,
+    Force,
     Json,
     MaxRestarts,
     Nproc,
@@ -41,6 +42,7 @@ def pretrain(
     out: Out = None,
     epochs: Epochs = None,
     restart: Restart = False,
+    force: Force = False,
     nproc: Nproc = None,
     max_restarts: MaxRestarts = 0,
     json: Json = False,
@@ -64,14 +66,14 @@ def pretrain(
         from ssl_ae.stages.workspace import open_workspace
 
     with open_workspace(chosen, run_folder(chosen, out), str(recipe), reporter()) as ws:
-        outcome = stage(ws, restart)
+        outcome = stage(ws, restart, force)
     finish(outcome, json)
 
 
 def extract(
     run: RunPath,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="train, val, test or all.")] = "all",
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Another data set, into latents/ITS_NAME/SPLIT.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="Another data set, into latents/ITS_NAME/SPLIT.")] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Run the decoder too: reconstruction_nats of each row.")] = False,
     layer: Annotated[
         str | None, typer.Option(metavar="LAYER", help="This layer in place of the code, such as h1, into layers/LAYER/SPLIT.")
@@ -119,6 +121,7 @@ def finetune(
     out: Out = None,
     epochs: Epochs = None,
     restart: Restart = False,
+    force: Force = False,
     nproc: Nproc = None,
     max_restarts: MaxRestarts = 0,
     json: Json = False,
@@ -149,7 +152,7 @@ def finetune(
 
     folder = out or from_ or run_folder(chosen, None)
     with open_workspace(chosen, folder, str(recipe), reporter()) as ws:
-        outcome = stage(ws, restart, from_)
+        outcome = stage(ws, restart, from_, force)
     finish(outcome, json)
 
 
@@ -214,6 +217,7 @@ def run(
         int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split, of every training stage.")
     ] = None,
     restart: Restart = False,
+    force: Force = False,
     nproc: Nproc = None,
     max_restarts: MaxRestarts = 0,
     json: Json = False,
@@ -231,7 +235,7 @@ def run(
     with many_imports():
         from ssl_ae.stages.pipeline import run_stages
 
-    finish(run_stages(chosen, run_folder(chosen, out), str(recipe), reporter(), restart), json)
+    finish(run_stages(chosen, run_folder(chosen, out), str(recipe), reporter(), restart, force), json)
 
 
 def start_ranks(ranks: int, restarts: int, recipe: Recipe, source: str) -> None:

@@ -47,7 +47,7 @@ class Y(_Frozen):
 
 
 class Shard(_Frozen):
-    file: str
+    file: str = Field(pattern=r"^[^/\\\x00]+\.tar$", description="name of a file beside the card, nowhere else")
     rows: int = Field(ge=0)
     bytes: int = Field(ge=0)
     sha256: str
@@ -69,15 +69,19 @@ class Card(_Frozen):
     labels_sha256: str | None = Field(None, description="of labels.parquet as it was packed")
     source: str = ""
     licence: str = ""
+    left_out: dict[str, tuple[int, ...] | None] = Field(
+        {}, description="by data.damaged: skip: damaged rows of a shard, nothing where all of it is damaged"
+    )
 
     @property
     def fingerprint(self) -> str:
         """sha256 over what the samples are: not over labels, names or where they came from."""
         shards = {name: [shard.sha256 for shard in split.shards] for name, split in self.splits.items()}
-        return files.digest({"x": self.x.model_dump(), "shards": shards})
+        left_out = {"left_out": self.left_out} if self.left_out else {}
+        return files.digest({"x": self.x.model_dump(), "shards": shards} | left_out)
 
     def save(self, folder: Path) -> None:
-        files.write_json(folder / FILE_NAME, self.model_dump(mode="json"))
+        files.write_json(folder / FILE_NAME, self.model_dump(mode="json", exclude=set() if self.left_out else {"left_out"}))
 
     @classmethod
     def load(cls, folder: Path) -> Card:

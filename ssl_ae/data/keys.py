@@ -45,8 +45,11 @@ def repeated(parts: Sequence[Sequence[str]]) -> str | None:
 
 def rows_of(keys: np.ndarray, among: np.ndarray) -> np.ndarray:
     """(n,) int64: where each of n keys stands in `among`, whose keys are unique; -1 where it does not. Both by `as_keys`."""
-    if not len(among):
+    if not len(among) or not len(keys):
         return np.full(len(keys), -1, dtype=np.int64)
+    start = int(np.argmax(among == keys[0]))
+    if np.array_equal(among[start : start + len(keys)], keys):  # a split's, in the table that was packed with it
+        return np.arange(start, start + len(keys))
     known, wanted = _hashes(among), _hashes(keys)
     # both in order: a search that jumps about in memory takes ten times as long
     order, asked = np.argsort(known), np.argsort(wanted)

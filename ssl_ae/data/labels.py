@@ -17,6 +17,7 @@ from ssl_ae.errors import DataError, did_you_mean, listing
 
 REQUIRED = ("key", "label")
 OPTIONAL = ("weight", "probability")
+UNREAD = ("thumbnail",)  # for the eyes of who fills the table in
 INDEX = "class index"  # in the metadata of what we write; a user's numbers may as well be the names of classes
 
 
@@ -154,7 +155,7 @@ def _columns(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if name not in columns:
             raise DataError(f"{path} has no column {name!r}; a label table has key, label [, weight] [, probability].")
     for name in columns:
-        if name not in (*REQUIRED, *OPTIONAL):
+        if name not in (*REQUIRED, *OPTIONAL, *UNREAD):
             allowed = listing((*REQUIRED, *OPTIONAL), "and")
             raise DataError(f"{path}: column {name!r} is not one of {allowed}.{did_you_mean(name, (*REQUIRED, *OPTIONAL))}")
     return columns, metadata

@@ -84,7 +84,10 @@ class Draw:
 
 
 class Feed:
-    """The batches of one split on one rank. `y` is (N,) or (N, T), UNLABELED or NaN where training may not look."""
+    """The batches of one split on one rank. `y` is (N,) or (N, T), UNLABELED or NaN where training may not look.
+
+    `ahead` is told, in good time, which rows will be streamed.
+    """
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class Feed:
         weight_y: np.ndarray | None = None,
         rank: int = 0,
         world: int = 1,
+        ahead: Callable[[np.ndarray], None] | None = None,
     ) -> None:
         self.split, self.device, self.rank, self.world = split, device, rank, world
         self.scaling = scaling
@@ -112,7 +116,8 @@ class Feed:
             self.y, self.weight_y, labeled = (t.to(device) for t in (self.y, self.weight_y, labeled))
         self.labeled = labeled
         # the same order for resident rows: free memory, which `auto` looks at, differs between ranks and from day to day
-        self.uniform_order = Order(split.rows, seed, stream=0, block_starts=split.block_starts)
+        ahead = None if self.resident else ahead
+        self.uniform_order = Order(split.rows, seed, stream=0, block_starts=split.block_starts, ahead=ahead)
         self.labeled_order = Order(self.labeled_rows, seed, stream=1)
 
     def batches(self, requests: Iterable[tuple[Draw, int]]) -> Iterator[Batch]:

@@ -6,7 +6,7 @@ saved to resume, and the global batch is the same for any number of ranks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -19,15 +19,24 @@ class Order:
 
     With `block_starts`, more rows than a window are shuffled along the disk's grain: blocks are permuted, then rows
     within windows of the result, so that a window of the stream touches few blocks, and only windows are held.
+    `ahead`, where given, is told the rows of the window that follows the one in use.
     """
 
-    def __init__(self, members: np.ndarray | int, seed: int, stream: int = 0, block_starts: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        members: np.ndarray | int,
+        seed: int,
+        stream: int = 0,
+        block_starts: np.ndarray | None = None,
+        ahead: Callable[[np.ndarray], None] | None = None,
+    ) -> None:
         self.size = members if isinstance(members, int) else len(members)
         self.members = None if isinstance(members, int) else np.asarray(members, dtype=np.int64)
         self.seed, self.stream, self.block_starts = seed, stream, block_starts
         self._window_rows = self.size if block_starts is None or self.size <= WINDOW_ROWS else WINDOW_ROWS
         self._kept: dict[tuple[int, int], np.ndarray] = {}  # windows by (epoch, index), the last that were drawn
         self._next, self._drawn = (0, 0), self._windows(0)
+        self._ahead, self._told = ahead, None  # the window that `ahead` was told last
 
     def take(self, start: int, count: int) -> np.ndarray:
         """Rows at positions start .. start + count of the stream, (count,) int64."""
@@ -38,6 +47,8 @@ class Order:
             epoch, offset = divmod(start, self.size)
             index, offset = divmod(offset, self._window_rows)
             part = self._window(epoch, index)[offset : offset + count]
+            if self._ahead:
+                self._tell_ahead(epoch, index)
             parts.append(part)
             start, count = start + len(part), count - len(part)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
@@ -51,6 +62,12 @@ class Order:
             self._kept = dict([*self._kept.items()][1 - KEPT :]) | {self._next: next(self._drawn)}
             self._next = (epoch, self._next[1] + 1)
         return self._kept[epoch, index]
+
+    def _tell_ahead(self, epoch: int, index: int) -> None:
+        later = (epoch, index + 1) if (index + 1) * self._window_rows < self.size else (epoch + 1, 0)
+        if later != self._told:
+            self._told = later
+            self._ahead(self._window(*later))
 
     def _windows(self, epoch: int) -> Iterator[np.ndarray]:
         """The rows of an epoch, a window at a time."""

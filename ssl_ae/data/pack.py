@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ssl_ae.data.holdout import holdout
 from ssl_ae.data.keys import as_keys, repeated
 from ssl_ae.data.labels import UNLABELED, LabelTable
 from ssl_ae.data.moments import Moments, described
+from ssl_ae.data.remote import scheme_of
 from ssl_ae.data.shards import ShardReader, ShardWriter, verify_sha256
 from ssl_ae.data.sources import TO_BE_MEASURED, Block, PackOptions, Source, path_of
 from ssl_ae.errors import DataError, listing
@@ -76,7 +77,7 @@ def inspect(data: DataSet) -> dict[str, Any]:
     """
     card = data.card
     shards = [
-        {"split": name, **shard.model_dump(exclude={"sha256"}), "verdict": _verdict(data.path, card.x, shard)}
+        {"split": name, **shard.model_dump(exclude={"sha256"}), "verdict": _verdict(data.local, card.x, shard)}
         for name, split in card.splits.items()
         for shard in split.shards
     ]
@@ -105,8 +106,7 @@ class _Packing:
         self._about = source.describe()
         self._every, self._train = Moments(), Moments()
         self._measures = self._about.x.kind == "vector" or self._about.x.range == TO_BE_MEASURED
-        self._label_keys: list[np.ndarray] = []
-        self._labels: list[np.ndarray] = []
+        self._labels: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}  # keys and labels, by split
 
     def run(self, origin: str) -> Card:
         about = self._about
@@ -147,11 +147,11 @@ class _Packing:
                 for writer, chosen in ((main, ~away), (val, away)):
                     if chosen.any():
                         writer.write(list(compress(block.keys, chosen.tolist())), block.x[chosen])
+                        self._take_labels(name if writer is main else "val", block, chosen)
                 if self._measures:
                     self._every.add(block.x)
                     if name == "train":
                         self._train.add(block.x[~away])
-                self._take_labels(block)
                 row = stop
                 if self._progress:
                     self._progress(len(block.keys))
@@ -176,17 +176,19 @@ class _Packing:
                 f"{x.range[0]:g} to {x.range[1]:g}. Correct it or leave it out."
             )
 
-    def _take_labels(self, block: Block) -> None:
+    def _take_labels(self, split: str, block: Block, chosen: np.ndarray) -> None:
         if block.labels is None:
             return
         known = block.labels != UNLABELED if block.labels.ndim == 1 else ~np.isnan(block.labels).all(axis=1)
+        known &= chosen
         if known.any():
-            self._label_keys.append(as_keys(block.keys)[known])
-            self._labels.append(block.labels[known])
+            self._labels.setdefault(split, []).append((as_keys(block.keys)[known], block.labels[known]))
 
     def _write_labels(self) -> str:
+        """Split by split, each in its own order: so `rows_of` finds a split's labels without a search."""
         path = self._folder / cards.LABELS_FILE_NAME
-        LabelTable(np.concatenate(self._label_keys), np.concatenate(self._labels)).write(path)
+        keys, labels = zip(*chain.from_iterable(self._labels.values()), strict=True)
+        LabelTable(np.concatenate(keys), np.concatenate(labels)).write(path)
         return files.sha256_of(path)
 
     def _measured(self) -> X:
@@ -214,6 +216,7 @@ def _kind_of(source: str, sources: Sequence[type[Source]]) -> type[Source]:
         raise DataError(f"{source} is of several kinds: {kinds}. Move the files of each into a folder of its own.")
     known = "".join(f"\n  {kind.name}: {kind.summary}" for kind in sources)
     if not path.exists():
+        scheme_of(source)
         raise DataError(f"{source} is neither a file, nor a folder, nor a known name. A source is one of:{known}")
     if path.is_dir() and not any(path.iterdir()):
         raise DataError(f"{source} is an empty folder. Put the samples into it; a source is one of:{known}")
@@ -235,13 +238,17 @@ def _holds(out: Path, card: Card) -> bool:
             return False
     except DataError:
         return False
-    whole = all(_verdict(out, card.x, shard) == "ok" for split in card.splits.values() for shard in split.shards)
+    whole = all(
+        _verdict(lambda shard: out / shard.file, card.x, shard) == "ok"
+        for split in card.splits.values()
+        for shard in split.shards
+    )
     return whole and (card.y is None or (out / cards.LABELS_FILE_NAME).exists())
 
 
-def _verdict(folder: Path, x: X, shard: Shard) -> str:
+def _verdict(place: Callable[[Shard], Path], x: X, shard: Shard) -> str:
     try:
-        path = ShardReader(folder / shard.file, x, shard).path
+        path = ShardReader(place(shard), x, shard).path
         verify_sha256(path, shard)
     except DataError as error:
         return str(error)
@@ -249,7 +256,7 @@ def _verdict(folder: Path, x: X, shard: Shard) -> str:
 
 
 def _label_verdict(data: DataSet) -> dict[str, str] | None:
-    path = data.path / cards.LABELS_FILE_NAME
+    path = data.folder / cards.LABELS_FILE_NAME
     if data.card.labels_sha256 is None:
         return None
     try:

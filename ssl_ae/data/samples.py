@@ -6,8 +6,9 @@ import io
 import json
 import math
 import tokenize
+import zlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,60 +22,103 @@ from ssl_ae.errors import DataError
 
 ARRAYS = ("png", "jpg", "jpeg", "npy")
 FORMATS = ("PNG", "JPEG")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError)  # what Pillow says of damage, beside what it says of bombs
 GREY = ("1", "L", "I", "I;16", "F")  # Pillow's modes of one channel
 LABELS = ("cls", "json")
 NPY_HEADER_BYTES = 4096  # numpy writes 128; room for others
+NPY_ERRORS = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)  # of a header: it is parsed
+DIGITS = 19  # of an int64 with its sign
 BLOCK_ROWS = 1024  # rows that a shuffle may treat as lying together
 
 
 class Samples:
     """The layout of a shard with one file a sample, decoded when it is read. About 50 bytes a sample."""
 
-    def __init__(self, path: Path, members: Iterable[Member], data: np.ndarray, x: X | None) -> None:
+    def __init__(self, path: Path, members: Iterable[Member], data: np.ndarray, x: X | None, tolerant: bool = False) -> None:
+        """`tolerant` leaves what is wrong with single samples to `damage`."""
         self._path = path
+        self._bad: dict[int, str] = {}
         index = _Index()
         for member in members:
             if not index.add(member):
-                raise DataError(_refused(path, data, split_name(member.name)[0]))
+                key = split_name(member.name)[0]
+                if not tolerant:
+                    raise DataError(_refused(path, data, key))
+                self._bad[index.row_of[key]] = f"{path}: sample {key} has two members of one kind."
         self.rows = len(index.row_of)
         if not self.rows:
             raise DataError(f"{path} holds no samples. Remove it, or pack the source again.")
         self._keys = as_keys(index.row_of)
         self._spans, self._label_spans = (np.array(spans).reshape(-1, 2) for spans in (index.spans, index.label_spans))
         self._arrays, self._cls = (np.array(flags, dtype=bool) for flags in (index.arrays, index.cls))
-        if (self._spans < 0).any():
-            raise DataError(_refused(path, data, self._keys[int(self._spans.min(axis=1).argmin())]))
+        absent = np.flatnonzero((self._spans < 0).any(axis=1))
+        if len(absent) and not tolerant:
+            raise DataError(_refused(path, data, self._keys[int(absent[0])]))
+        self._bad |= {row: f"{self._place(row)} has neither an image nor an array." for row in absent.tolist()}
         self.block_starts = np.arange(0, self.rows, BLOCK_ROWS)
-        if x is None:
-            first = self._decode(data, 0, 3 if self._in_colour(data) else None)
-            x = x_of(first.dtype, first.shape, self._place(0))
-        self.x = x
+        self.x = x or self._first(data, tolerant)
 
     def keys(self, data: np.ndarray) -> list[str]:
         return self._keys.tolist()
 
-    def labels(self, data: np.ndarray) -> list[Any]:
-        found = []
-        for row, ((offset, size), cls) in enumerate(zip(self._label_spans.tolist(), self._cls.tolist(), strict=True)):
-            content = data[offset : offset + size].tobytes() if offset >= 0 else None
-            found.append(label(content, None, self._place(row)) if cls else label(None, content, self._place(row)))
+    def labels(self, data: np.ndarray, rows: Sequence[int]) -> list[Any]:
+        return [self._label(data, row) for row in rows]
+
+    def damage(self, data: np.ndarray) -> dict[int, str]:
+        found = dict(self._bad)
+        for row in range(self.rows):
+            if row in found:
+                continue
+            try:
+                if not np.isfinite(self._sample(data, row)).all():
+                    raise DataError(not_finite(self._place(row)))
+                self._label(data, row)
+            except DataError as error:
+                found[row] = str(error)
         return found
 
     def read(self, data: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
-        channels = self.x.shape[0] if self.x.kind == "image" else None
         for at, row in enumerate(rows.tolist()):
-            sample = self._decode(data, row, channels)
-            if sample.dtype != self.x.dtype or sample.shape != self.x.shape:
-                require(self.x, sample.dtype, sample.shape, self._place(row))
-            out[at] = sample
+            out[at] = self._sample(data, row)
 
-    def _in_colour(self, data: np.ndarray) -> bool:
+    def _sample(self, data: np.ndarray, row: int) -> np.ndarray:
+        sample = self._decode(data, row, self.x.shape[0] if self.x.kind == "image" else None, self.x)
+        if sample.dtype != self.x.dtype or sample.shape != self.x.shape:
+            require(self.x, sample.dtype, sample.shape, self._place(row))
+        return sample
+
+    def _label(self, data: np.ndarray, row: int) -> Any:
+        offset, size = self._label_spans[row].tolist()
+        content = data[offset : offset + size].tobytes() if offset >= 0 else None
+        return label(content, None, self._place(row)) if self._cls[row] else label(None, content, self._place(row))
+
+    def _first(self, data: np.ndarray, tolerant: bool) -> X:
+        """What the first sample is; where `tolerant`, the first that can be read."""
+        colour, first = self._in_colour(data, tolerant), DataError(f"{self._path} holds no sample that can be read.")
+        for row in (row for row in range(self.rows) if row not in self._bad):
+            try:
+                sample = self._decode(data, row, 3 if colour else None)
+                return x_of(sample.dtype, sample.shape, self._place(row))
+            except DataError as error:
+                if not tolerant:
+                    raise
+                first = error
+        raise first
+
+    def _in_colour(self, data: np.ndarray, tolerant: bool) -> bool:
         """Whether any image is in colour: a set of photographs may well begin with a grey one."""
-        return any(not grey(_of(data, self._spans[row]), self._place(row)) for row in np.flatnonzero(~self._arrays))
+        for row in np.flatnonzero(~self._arrays & (self._spans >= 0).all(axis=1)):
+            try:
+                if not grey(_of(data, self._spans[row]), self._place(row)):
+                    return True
+            except DataError:
+                if not tolerant:
+                    raise
+        return False
 
-    def _decode(self, data: np.ndarray, row: int, channels: int | None) -> np.ndarray:
-        return decode(_of(data, self._spans[row]), self._arrays[row], self._place(row), channels)
+    def _decode(self, data: np.ndarray, row: int, channels: int | None, x: X | None = None) -> np.ndarray:
+        return decode(_of(data, self._spans[row]), self._arrays[row], self._place(row), channels, x)
 
     def _place(self, row: int) -> Place:
         return Place(self._path, self._keys, row)
@@ -146,26 +190,46 @@ def split_name(member: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def decode(data: np.ndarray, is_array: bool, place: Place, channels: int | None = None) -> np.ndarray:
+def decode(data: np.ndarray, is_array: bool, place: Place, channels: int | None = None, x: X | None = None) -> np.ndarray:
     """Image -> (C, H, W) uint8, one channel for greys and three for anything else; .npy -> uint8 or float32.
 
     An array (H, W) of uint8 is an image of one channel; other floating types become float32. Where a set has `channels`
-    = 3, grey images are spread over them. Raises DataError.
+    = 3, grey images are spread over them. An image of another size than `x` is not even decoded. Raises DataError.
     """
     if is_array:
         return _array(data, place)
     from PIL import Image  # blocks of arrays need none
 
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        content = memoryview(data)
+        if bytes(content[:8]) == PNG_SIGNATURE:
+            _check_png(content)
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.mode.startswith(("I", "F")):
             raise DataError(f"{place} has more than 8 bits a channel, which would be lost. Store it as .npy of float32.")
         alone = image.mode in GREY and channels != 3
         mode = "L" if alone else "RGB"
+        if x is not None and (image.height, image.width) != x.shape[1:]:
+            require(x, np.dtype(np.uint8), (1 if alone else 3, image.height, image.width), place)
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))  # (H, W) or (H, W, 3)
     except (*IMAGE_ERRORS, Image.DecompressionBombError) as error:
         raise DataError(_damaged_image(place, error)) from error
     return pixels[None] if alone else pixels.transpose(2, 0, 1)
+
+
+def _check_png(content: memoryview) -> None:
+    """Raises ValueError unless every chunk is there with its checksum: Pillow reads pixels past a wrong one. JPEG has none."""
+    at = len(PNG_SIGNATURE)
+    while True:
+        size, kind = int.from_bytes(content[at : at + 4], "big"), bytes(content[at + 4 : at + 8])
+        end = at + 8 + size  # of the content of the chunk: its checksum follows
+        if end + 4 > len(content):
+            raise ValueError("it ends before its IEND chunk")
+        if zlib.crc32(content[at + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            raise ValueError(f"the checksum of its chunk at byte {at:,} is another")
+        if kind == b"IEND":
+            return
+        at = end + 4
 
 
 def grey(data: np.ndarray, place: Place) -> bool:
@@ -199,16 +263,23 @@ def require(x: X, dtype: np.dtype, shape: tuple[int, ...], place: object) -> Non
         )
 
 
+def not_finite(place: object) -> str:
+    return f"{place} holds NaN or infinity. Correct it."
+
+
 def label(cls: bytes | None, sidecar: bytes | None, place: object) -> Any:
     """The content of `.cls`, else `label` in the `.json`: a number, a name, a list of numbers; None without either."""
     if cls is not None:
         text = cls.decode("utf-8", "replace").strip()
-        return int(text) if text.removeprefix("-").isdecimal() else text or None
+        number = text.removeprefix("-").isdecimal()
+        if number and len(text) > DIGITS:
+            raise DataError(f"{place}: the .cls member is a number of {len(text):,} digits: expected a class or a number.")
+        return int(text) if number else text or None
     if sidecar is None:
         return None
     try:
         content = json.loads(sidecar)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: the .json member is damaged: {error}. Fetch the shard again.") from error
     found = content.get("label") if isinstance(content, dict) else None
     numbers = isinstance(found, list) and all(isinstance(item, int | float) for item in found)
@@ -229,8 +300,8 @@ def stored_array(content: np.ndarray, place: object) -> np.ndarray:
         version = np.lib.format.read_magic(header)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(header)
-    except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:
-        reason = str(error).splitlines()[0]
+    except NPY_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{place}: the .npy member is damaged: {reason}. Make or fetch the shard again.") from error
     stated = header.tell() + math.prod(shape) * dtype.itemsize
     if dtype.hasobject:

@@ -16,7 +16,7 @@ import numpy as np
 from ssl_ae import files
 from ssl_ae.data import tar
 from ssl_ae.data.card import Shard, X
-from ssl_ae.data.samples import BLOCK_ROWS, Samples, require, split_name, stored_array, x_of
+from ssl_ae.data.samples import BLOCK_ROWS, Samples, not_finite, require, split_name, stored_array, x_of
 from ssl_ae.data.tar import Member
 from ssl_ae.errors import DataError, listing
 
@@ -129,17 +129,19 @@ class ShardReader:
     Reads the blocks that `ShardWriter` writes, and shards of one file a sample (.png .jpg .jpeg .npy, with .cls or
     .json). `x`, where given, is what every sample must be; else the first sample says it. `expected` is the card's
     entry. Raises DataError for a shard that is absent, truncated, damaged in its headers, or not what `x` and
-    `expected` say; what only the content of a sample or of a list of keys shows is found when that is read.
+    `expected` say; what only the content of a sample or of a list of keys shows is found when that is read, and with
+    `tolerant` counted by `damage` instead, as is a sample without its members.
     """
 
-    def __init__(self, path: Path, x: X | None = None, expected: Shard | None = None) -> None:
+    def __init__(self, path: Path, x: X | None = None, expected: Shard | None = None, tolerant: bool = False) -> None:
         self.path = path
         self._stamp = _stamp(path, expected)
         data = self._map()
         members = tar.members(path, data)
         first = list(itertools.islice(members, 2))  # a block's two members lie together
-        layout = _Blocks if any(split_name(member.name)[1] == BLOCK_KEYS for member in first) else Samples
-        self._layout: _Blocks | Samples = layout(path, itertools.chain(first, members), data, x)
+        blocks = any(split_name(member.name)[1] == BLOCK_KEYS for member in first)
+        members = itertools.chain(first, members)
+        self._layout = _Blocks(path, members, data, x) if blocks else Samples(path, members, data, x, tolerant)
         if expected is not None and expected.rows != self.rows:
             raise DataError(f"{path} holds {self.rows} samples, but the card says {expected.rows}. Pack the source again.")
 
@@ -160,9 +162,13 @@ class ShardReader:
     def keys(self) -> list[str]:
         return self._layout.keys(self._map())
 
-    def labels(self) -> list[Any]:
-        """What the shard itself says of each sample: a class index or name, a number, a list of numbers, or None."""
-        return self._layout.labels(self._map())
+    def labels(self, rows: Sequence[int] | None = None) -> list[Any]:
+        """What the shard itself says of each sample, or of some: a class index or name, a number, a list of numbers, or None."""
+        return self._layout.labels(self._map(), range(self.rows) if rows is None else rows)
+
+    def damage(self) -> dict[int, str]:
+        """{row: what is wrong with it} of the samples that cannot be used; all are read. Raises DataError for damaged keys."""
+        return self._layout.damage(self._map())
 
     def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """(n, *shape) in the stored dtype: the samples of n rows in the order asked, into `out` where given."""
@@ -171,6 +177,13 @@ class ShardReader:
         self._layout.read(self._map(), np.asarray(rows), out)
         _MAPS.count(out.nbytes)
         return out
+
+    def is_current(self) -> bool:
+        """Whether the file is there still, and no other."""
+        try:
+            return _stamp(self.path, None) == self._stamp
+        except DataError:
+            return False
 
     def _map(self) -> np.ndarray:
         return _MAPS.of(self.path, self._stamp)
@@ -204,15 +217,24 @@ class _Blocks:
         for member, start, end in zip(self._names, self.block_starts, self._ends, strict=True):
             try:
                 keys = json.loads(member.of(data).tobytes())
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{self._path}: {member.name} is damaged: {error}. Pack the source again.") from error
             if not isinstance(keys, list) or len(keys) != end - start or set(map(type, keys)) != {str}:
                 raise DataError(f"{self._path}: {member.name} is not a list of {end - start} keys. Pack the source again.")
             found += keys
         return found
 
-    def labels(self, data: np.ndarray) -> list[Any]:
-        return [None] * self.rows  # labels of blocks are a side table
+    def labels(self, data: np.ndarray, rows: Sequence[int]) -> list[Any]:
+        return [None] * len(rows)  # labels of blocks are a side table
+
+    def damage(self, data: np.ndarray) -> dict[int, str]:
+        keys, found = self.keys(data), {}
+        for start, end in zip(self.block_starts.tolist(), self._ends.tolist(), strict=True):
+            block = np.empty((end - start, *self.x.shape), self.x.dtype)
+            self.read(data, np.arange(start, end), block)
+            odd = np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1)) + start
+            found |= {row: not_finite(f"{self._path}: sample {keys[row]}") for row in odd.tolist()}
+        return found
 
     def read(self, data: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
         size = self._row_bytes
@@ -254,9 +276,14 @@ def as_slice(index: np.ndarray) -> np.ndarray | slice:
     return slice(int(index[0]), int(index[-1]) + 1) if consecutive else index
 
 
-def verify_sha256(path: Path, expected: Shard) -> None:
-    """Raises DataError unless the bytes of `path` are those that the card names."""
-    if files.sha256_of(path) != expected.sha256:
+def check_size(path: Path, expected: Shard) -> None:
+    """Raises DataError unless the file is there with as many bytes as the card says."""
+    _stamp(path, expected)
+
+
+def verify_sha256(path: Path, expected: Shard, found: str | None = None) -> None:
+    """Raises DataError unless the bytes of `path`, whose sha256 is `found` where it is known, are those that the card names."""
+    if (found or files.sha256_of(path)) != expected.sha256:
         raise DataError(f"{path} is damaged: its sha256 is not the card's. Pack the source again, or restore the file.")
 
 
@@ -290,7 +317,11 @@ class _Maps:
             if _stamp(path, None) != stamp:
                 raise DataError(f"{path} was replaced while it was read. Start again.")
             size = stamp[1]  # nothing cannot be mapped; and slices of a memmap cost a microsecond more than an array's
-            self._open[path, stamp] = found = np.asarray(np.memmap(path, np.uint8, mode="r")) if size else np.empty(0, np.uint8)
+            try:
+                found = np.asarray(np.memmap(path, np.uint8, mode="r")) if size else np.empty(0, np.uint8)
+            except OSError as error:  # a folder of this name, or a file that may not be read
+                raise DataError(f"{path}: {error.strerror}. Restore the file, or make it readable.") from error
+            self._open[path, stamp] = found
         return found
 
     def count(self, size: int) -> None:

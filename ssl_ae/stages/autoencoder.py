@@ -44,5 +44,5 @@ class Autoencoder:
         resolved = resolve_stored(recipe, Registry.discover(), Card.load(stage.path), str(stage.path / runs.RECIPE))
         device = choose_device(recipe.device)
         model = build(resolved, head=False)
-        model.load_state_dict(read_model(resolved, stage.path / runs.MODEL))
+        model.load_state_dict(read_model(resolved, stage.weights()))
         return cls(model.to(device).eval(), Scaling(resolved.card.x, resolved.scale).to(device), resolved, device)

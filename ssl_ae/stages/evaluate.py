@@ -8,7 +8,7 @@ from ssl_ae import distributed, files
 from ssl_ae import recipe as recipes
 from ssl_ae.errors import DataError
 from ssl_ae.registry import Registry
-from ssl_ae.runs import MODEL, RECIPE, StageFolder
+from ssl_ae.runs import RECIPE, StageFolder
 from ssl_ae.stages.baselines import folder_of, predict_baselines
 from ssl_ae.stages.labels import Labels, labels_of
 from ssl_ae.stages.outcome import Outcome
@@ -66,7 +66,7 @@ def workspace_of(ws: Workspace, stage: StageFolder) -> Workspace:
 def predict_split(ws: Workspace, method: str, split: str) -> np.ndarray:
     """(N, C) probabilities or (N, T) values of a finished method."""
     model = ws.fresh_model(head=True)
-    model.load_state_dict(read_model(ws.resolved, ws.run / "finetune" / method / MODEL))
+    model.load_state_dict(read_model(ws.resolved, StageFolder(ws.run / "finetune" / method).weights()))
     model.to(ws.device)  # the buffers of a table head come from the file, so from the host
     return predict_rows(model, ws.labeled_feed(split)).values
 

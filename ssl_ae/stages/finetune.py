@@ -17,8 +17,9 @@ from ssl_ae.model import Model, on_codes
 from ssl_ae.plan import finetuning, head_training
 from ssl_ae.recipe import Finetune
 from ssl_ae.resolve import Resolved
-from ssl_ae.runs import StageFolder, diff
+from ssl_ae.runs import STAGE, Inputs, StageFolder, diff
 from ssl_ae.stages.baselines import fit_baselines, predict_baselines
+from ssl_ae.stages.changed import allowed, software
 from ssl_ae.stages.extract import extract
 from ssl_ae.stages.labels import Labels, labels_of
 from ssl_ae.stages.outcome import Outcome
@@ -33,10 +34,11 @@ from ssl_ae.training import Progress
 SPLITS = ("train", "val")  # whose latents a head needs: one to learn from, one to be judged on
 
 
-def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = None) -> Outcome:
+def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = None, force: bool = False) -> Outcome:
     """Train the recipe's head in the recipe's mode; RUN/finetune/METHOD holds the whole model.
 
-    `pretrained` is the run folder that weights and latents come from, this one unless given.
+    `pretrained` is the run folder that weights and latents come from, this one unless given. `force` goes on although
+    something changed that the weights do not depend on (`changed`).
     """
     training = ws.recipe.finetune
     check_mode(ws.resolved)
@@ -45,14 +47,16 @@ def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = Non
     if uses_pretrained(training):
         check_origin(origin)
     fields = fields_of(ws, labels, origin if uses_pretrained(training) else None)
-    stage = choose_folder(ws.run, method_of(training), fields)
-    if stage.state(fields, restart) == "done":
+    allow = allowed("finetune", training) if force else None
+    inputs = Inputs(fields, software(ws.resolved, head=True), allow)
+    stage = choose_folder(ws.run, method_of(training), inputs)
+    if stage.state(inputs, restart) == "done":
         ws.reporter.say(f"finetune: already done in {stage.path}")
         return ws.outcome("finetune", stage, "skipped", method=stage.path.name)
     feed, val = ws.feed("train", labels.y, labels.weight), ws.labeled_feed("val")
     if training.mode == "sequential":
         extract_missing(origin, ws)
-    state = ws.claim(stage, fields, restart)  # only now: damaged data must not leave a stage behind
+    state = ws.claim(stage, inputs, restart)  # only now: damaged data must not leave a stage behind
     name = f"finetune {stage.path.name}"
     ws.reporter.say(f"{name}: {labels.count:,} labels of {len(labels.y):,} train rows")
     with ws.tracker(stage, f"finetune/{stage.path.name}") as tracker:
@@ -74,7 +78,7 @@ def extract_missing(origin: Workspace, ws: Workspace) -> None:
     """The latents that a head is trained and judged on, where the pretrained run does not have them yet."""
     with contextlib.ExitStack() as stack:
         if origin.run.resolve() != ws.run.resolve():
-            stack.enter_context(only_writer(origin.run))
+            stack.enter_context(only_writer(origin.run, ws.reporter))
         extract(origin, SPLITS)
 
 
@@ -193,12 +197,19 @@ def fields_of(ws: Workspace, labels: Labels, origin: Workspace | None) -> dict[s
     }
 
 
-def choose_folder(run: Path, method: str, fields: dict[str, Any]) -> StageFolder:
-    """RUN/finetune/METHOD; where that was made from other labels or options, METHOD-<8 hex of the fingerprint>."""
-    stage = StageFolder(run / "finetune" / method)
-    if stage.record().get("fingerprint") in (None, files.digest(fields)):
-        return stage
-    return StageFolder(run / "finetune" / f"{method}-{files.digest(fields)[:8]}")
+def choose_folder(run: Path, method: str, inputs: Inputs) -> StageFolder:
+    """RUN/finetune/METHOD; where that was made from other labels or options, METHOD-<8 hex of the fingerprint>.
+
+    A folder whose difference `inputs` allow is as good as its own.
+    """
+    own = files.digest(inputs.fields)
+    first, other = (StageFolder(run / "finetune" / name) for name in (method, f"{method}-{own[:8]}"))
+    if first.record().get("fingerprint") in (None, own):
+        return first
+    beside = [StageFolder(path.parent) for path in sorted((run / "finetune").glob(f"{method}-????????/{STAGE}"))]
+    if other.record() or not inputs.allow:
+        return other
+    return next((stage for stage in (first, *beside) if not stage.refused(inputs)), other)
 
 
 def check_mode(resolved: Resolved) -> None:

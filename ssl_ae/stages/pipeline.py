@@ -27,7 +27,7 @@ def check_all(plan: list[Stage], recipes: list[Recipe], source: str, reporter: R
             check_mode(resolved)
 
 
-def run_stages(recipe: Recipe, run: Path, source: str, reporter: Reporter, restart: bool = False) -> Outcome:
+def run_stages(recipe: Recipe, run: Path, source: str, reporter: Reporter, restart: bool = False, force: bool = False) -> Outcome:
     """The outcome of the last stage, with every stage's outputs."""
     registry, outcomes = Registry.discover(), []
     plan = [stage if isinstance(stage, Stage) else Stage(stage=stage) for stage in recipe.stages]
@@ -36,7 +36,7 @@ def run_stages(recipe: Recipe, run: Path, source: str, reporter: Reporter, resta
         check_all(plan, recipes, source, reporter, registry)
         for stage, chosen in zip(plan, recipes, strict=True):
             with open_workspace(chosen, run, source, reporter, registry) as ws:
-                options = {"restart": restart} if stage.stage in RESTARTABLE else {}
+                options = {"restart": restart, "force": force} if stage.stage in RESTARTABLE else {}
                 outcomes.append(STAGES[stage.stage](ws, **options))
     last = outcomes[-1]
     outputs = {}

@@ -14,6 +14,7 @@ from ssl_ae.data.card import Card, X, Y
 from ssl_ae.data.dataset import DataSet
 from ssl_ae.data.loading import Scaling
 from ssl_ae.data.pack import pack
+from ssl_ae.data.remote import is_url
 from ssl_ae.data.sources import PackOptions
 from ssl_ae.distributed import choose_device
 from ssl_ae.errors import CheckpointError, DataError, RecipeError, did_you_mean, listing
@@ -44,7 +45,7 @@ class Predictor:
         resolved = resolve_stored(stored, Registry.discover(), card, str(folder / runs.RECIPE))
         chosen = choose_device(device)
         model = build(resolved, head=True)
-        model.load_state_dict(read_model(resolved, folder / runs.MODEL))
+        model.load_state_dict(read_model(resolved, StageFolder(folder).weights()))
         return cls(model.to(chosen).eval(), Scaling(card.x, resolved.scale).to(chosen), card, chosen)
 
     def predict(self, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -118,10 +119,11 @@ def predict(
 def open_any(data: str, x: X, aside: Path, reporter: Reporter, options: PackOptions) -> DataSet:
     """A data set as it is, or another source packed into a folder that is thrown away, its images resized to those of `x`."""
     path = Path(data)
-    if path.is_dir() and ((path / runs.CARD).exists() or list(path.glob("*.tar"))):
-        return DataSet.open(path)
-    reporter.say(f"reading {data}")
+    if is_url(data) or (path.is_dir() and ((path / runs.CARD).exists() or list(path.glob("*.tar")))):
+        return DataSet.open(data)
     sources = Registry.discover().sources()
+    if path.exists() or any(kind.recognises(data) for kind in sources):
+        reporter.say(f"reading {data}")
     resizes = x.kind == "image" and any(kind.resizes for kind in sources if kind.recognises(data))
     pack(data, aside / "data", replace(options, size=x.shape[1:] if resizes else None), sources)
     return DataSet.open(aside / "data")

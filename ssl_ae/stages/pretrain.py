@@ -13,7 +13,8 @@ from ssl_ae.checkpoint import write_weights
 from ssl_ae.model import Model, frozen
 from ssl_ae.plan import pretraining
 from ssl_ae.randomness import seed_draws, seed_of
-from ssl_ae.runs import StageFolder
+from ssl_ae.runs import Inputs, StageFolder
+from ssl_ae.stages.changed import allowed, software
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.training_run import curves, final_metrics, train
 from ssl_ae.stages.workspace import Workspace
@@ -26,17 +27,21 @@ TRACED = 256  # rows that components make pictures of
 PICTURES = 7  # the stream of random numbers that pictures draw from
 
 
-def pretrain(ws: Workspace, restart: bool = False) -> Outcome:
-    """Train encoder and decoder by l_X + penalties; RUN/pretrain holds weights, metrics and figures."""
+def pretrain(ws: Workspace, restart: bool = False, force: bool = False) -> Outcome:
+    """Train encoder and decoder by l_X + penalties; RUN/pretrain holds weights, metrics and figures.
+
+    `force` goes on although something changed that the weights do not depend on (`changed`).
+    """
     stage = ws.pretrained
-    fields = ws.pretrain_fields()
-    if stage.state(fields, restart) == "done":
+    allow = allowed("pretrain", ws.recipe.pretrain, lambda: bool(ws.fresh_model(head=False).encoder.slices()))
+    inputs = Inputs(ws.pretrain_fields(), software(ws.resolved, head=False), allow if force else None)
+    if stage.state(inputs, restart) == "done":
         ws.reporter.say(f"pretrain: already done in {stage.path}")
         return ws.outcome("pretrain", stage, "skipped")
     feed, val = ws.feed("train"), ws.feed("val")
     model = ws.fresh_model(head=False)
     plan = pretraining(ws.resolved, model, feed.split.rows)
-    state = ws.claim(stage, fields, restart)  # only now: damaged data must not leave a stage behind
+    state = ws.claim(stage, inputs, restart)  # only now: damaged data must not leave a stage behind
     ws.reporter.say(
         f"pretrain: {feed.split.rows:,} rows, {plan.steps:,} steps of {plan.batch}, "
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {ws.device}, "

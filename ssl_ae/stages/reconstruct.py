@@ -181,7 +181,7 @@ class _Writing:
         self._done += len(keys)
         if self._wishes.images:
             for key, value in zip(keys, found.rebuilt, strict=True):
-                _write_image(self._folder / IMAGES / _file_of(key), value, self._x)
+                write_image(self._folder / IMAGES / _file_of(key), value, self._x)
 
     def _measured(self) -> X:
         """The range stays that of the data; what training standardises by is measured anew."""
@@ -295,7 +295,7 @@ def _file_of(key: str) -> str:
     return "/".join(parts) + ".png"
 
 
-def _write_image(path: Path, value: np.ndarray, x: X) -> None:
+def write_image(path: Path, value: np.ndarray, x: X) -> None:
     """(C, H, W) on the scale of the data: its range becomes 0 to 255."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.rint((value - x.range[0]) * (255 / (_peak(x) or 1.0))).astype(np.uint8)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ssl_ae import distributed
-from ssl_ae.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ssl_ae.checkpoint import Checkpoint, Saver, load_checkpoint
 from ssl_ae.data.loading import Feed
+from ssl_ae.errors import Stopped
 from ssl_ae.model import Model
 from ssl_ae.plan import Plan
 from ssl_ae.progress import Reporter
@@ -19,6 +20,7 @@ from ssl_ae.tracking import Tracker
 from ssl_ae.training import Listener, Progress, Trainer
 from ssl_ae.validation import validate
 
+CHECKPOINT = "checkpoint"  # the folder in a stage's own
 BAR_EVERY_SECONDS = 0.2  # drawing must cost nothing beside a step
 LINE_EVERY_SECONDS = 5.0  # epochs may be short
 
@@ -50,15 +52,19 @@ def train(
         replay=ws.recipe.compile == "auto",
         shards=ws.recipe.parallel == "fsdp",
         validate=(lambda m, objective: validate(m, objective, val)) if val is not None and val.split.rows else (lambda *_: {}),
-        save=(lambda checkpoint: _save(stage, checkpoint)) if stage else (lambda checkpoint: None),
         listener=listener,
     )
-    if resume and stage:
-        found = load_checkpoint(stage.path / "checkpoint", ws.reporter.warnings)
-        if found:
-            trainer.restore(found)
-            ws.reporter.say(f"resuming {name} at step {trainer.progress.step} of {plan.steps}")
-    with listener.watching(trainer.progress.step):
+    found = load_checkpoint(stage.path / CHECKPOINT, ws.reporter.warnings) if resume and stage else None
+    if found:
+        trainer.restore(found)
+        ws.reporter.say(f"resuming {name} at step {trainer.progress.step} of {plan.steps}")
+    else:
+        trainer.check_early_stopping()
+    with contextlib.ExitStack() as stack:
+        if stage:
+            saver = Saver(stage.path / CHECKPOINT, resumed=trainer.progress.step if found else None)
+            trainer.save = stack.enter_context(_saving(saver, ws.reporter))
+        stack.enter_context(listener.watching(trainer.progress.step))
         progress = trainer.run()
     return trainer.kept(), progress
 
@@ -125,10 +131,34 @@ class Teller(Listener):
             self.reporter.say(f"{self.name}: epoch {epoch}/{self.plan.epochs}  {_shown(values)}")
 
 
-def _save(stage: StageFolder, checkpoint: Checkpoint) -> None:
-    with distributed.main_first() as main:
-        if main:
-            save_checkpoint(stage.path / "checkpoint", checkpoint)
+@contextlib.contextmanager
+def _saving(saver: Saver, reporter: Reporter) -> Iterator[Callable[[Checkpoint], None]]:
+    """Yield what saves from rank 0 without making training wait. At the end of the block the last save is on the disk.
+
+    A save that failed is raised on every rank by the next one or at the end, in place of Stopped too, and told where
+    training ends by another error.
+    """
+
+    def save(checkpoint: Checkpoint) -> None:
+        with distributed.main_first() as main:
+            if main:
+                saver.save(checkpoint)
+
+    with saver:
+        try:
+            yield save
+        except Stopped:
+            saver.wait()
+            raise
+        except BaseException:
+            try:
+                saver.wait()
+            except Exception as lost:
+                reporter.warn(f"the last checkpoint was not saved: {lost}")
+            raise
+        with distributed.main_first() as main:
+            if main:
+                saver.wait()
 
 
 def _shown(values: dict[str, float]) -> str:

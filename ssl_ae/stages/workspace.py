@@ -15,12 +15,14 @@ import torch
 from ssl_ae import distributed, files, runs
 from ssl_ae import recipe as recipes
 from ssl_ae.data.card import Card
+from ssl_ae.data.damage import Tolerance
 from ssl_ae.data.dataset import DataSet
 from ssl_ae.data.labels import aligned
 from ssl_ae.data.loading import Feed, Scaling
 from ssl_ae.data.pack import pack
+from ssl_ae.data.remote import Remote, opened
 from ssl_ae.data.sources import PackOptions
-from ssl_ae.errors import CheckpointError, DataError
+from ssl_ae.errors import CheckpointError, DataError, RecipeError
 from ssl_ae.model import Model, build, check_layers
 from ssl_ae.progress import Reporter
 from ssl_ae.recipe import Recipe
@@ -59,8 +61,9 @@ class Workspace:
 
     def feed(self, split: str, y: np.ndarray | None = None, weight_y: np.ndarray | None = None) -> Feed:
         """Batches of a split on this rank, with these labels or none."""
+        samples = self.data.split(split)
         return Feed(
-            self.data.split(split),
+            samples,
             y,
             self.scaling,
             seed=self.recipe.seed,
@@ -69,6 +72,7 @@ class Workspace:
             weight_y=weight_y,
             rank=distributed.rank(),
             world=distributed.world(),
+            ahead=samples.expect if samples.is_remote else None,
         )
 
     def labels(self, split: str) -> np.ndarray:
@@ -106,13 +110,13 @@ class Workspace:
         return model
 
     def pretrained_weights(self) -> Path:
-        """Raises CheckpointError before pretraining is done."""
+        """Raises CheckpointError before pretraining is done, and where its weights are damaged."""
         if not self.pretrained.done:
             raise CheckpointError(
                 f"{self.run} holds no pretrained model. Run `ssl-ae pretrain RECIPE --out {self.run}` first, "
                 "or name a run with --from."
             )
-        return self.pretrained.path / runs.MODEL
+        return self.pretrained.weights()
 
     def pretrain_fields(self) -> dict[str, Any]:
         """What decides the pretrained weights."""
@@ -128,17 +132,22 @@ class Workspace:
             "components": components,
         }
 
-    def claim(self, stage: StageFolder, fields: dict[str, Any], restart: bool) -> str:
-        """`new`, `resume` or `done`, the same on every rank; a new stage keeps its recipe beside it."""
+    def claim(self, stage: StageFolder, inputs: runs.Inputs, restart: bool) -> str:
+        """`new`, `resume` or `done`, the same on every rank; a stage keeps its recipe beside it."""
         state = None
         with distributed.main_first() as main:
             if main:
-                state = stage.begin(fields, restart)
-                if state == "new":
-                    self.keep_recipe(stage.path)
-                    # a run is read again by the recipe of its pretraining, whichever stage came first
-                    if stage == self.pretrained or not (self.run / runs.RECIPE).exists():
-                        self.keep_recipe(self.run)
+                changes = {} if restart else stage.changes(inputs)
+                state = stage.begin(inputs, restart)
+                if changes:
+                    self.reporter.warn(f"--force: {stage.path} goes on with another recipe:\n{runs.shown(changes)}")
+                # a run is read again by the recipe of its pretraining, whichever stage came first
+                own = {stage.path, self.run} if stage == self.pretrained else {stage.path}
+                for folder in (stage.path, self.run):
+                    # also on resuming: a kill may have come before, or between the two files
+                    there = all((folder / name).exists() for name in (runs.RECIPE, runs.CARD))
+                    if not there or (folder in own and (state == "new" or changes)):
+                        self.keep_recipe(folder)
         state = distributed.from_main(state)
         if state == "resume":
             self.reporter.say(f"going on with {stage.path}")
@@ -146,7 +155,7 @@ class Workspace:
 
     def keep_recipe(self, folder: Path) -> None:
         tree = self.resolved.as_dict()
-        tree["data"] |= {"path": str(self.data.path.absolute()), "card_sha256": self.card.fingerprint}
+        tree["data"] |= {"path": again(self.data.path), "card_sha256": self.card.fingerprint}
         if isinstance(tree["data"]["labels"], str) and tree["data"]["labels"] != "all":
             tree["data"]["labels"] = str(Path(tree["data"]["labels"]).absolute())
         files.write_text(folder / runs.RECIPE, recipes.to_yaml(tree))
@@ -168,7 +177,7 @@ class Workspace:
                 if split in self.card.splits:
                     rows = self.card.splits[split].rows
                     # MLflow takes inputs of one name and digest for the same: the split belongs to the name
-                    name, place = f"{self.card.name}-{split}", str(self.data.path.absolute())
+                    name, place = f"{self.card.name}-{split}", again(self.data.path)
                     tracker.dataset(name, self.card.fingerprint, place, split, rows)
             own = stage.path / runs.RECIPE
             tracker.artifact(own if own.exists() else self.run / runs.RECIPE)
@@ -177,7 +186,8 @@ class Workspace:
                 tracker.close()
             distributed.barrier()  # rank 0 delivers what every rank has written
         for warning in tracker.warnings:
-            self.reporter.warn(warning)
+            if warning not in self.reporter.warnings:  # of several stages that meet the same silent store, one tells it
+                self.reporter.warn(warning)
 
     def outcome(self, command: str, stage: StageFolder, status: str = "done", **more: Any) -> Outcome:
         outputs = {"run": self.run, "stage": stage.path, "model": stage.path / runs.MODEL, "recipe": stage.path / runs.RECIPE}
@@ -206,7 +216,7 @@ def open_workspace(
     with no_denormals(), distributed.process_group(recipe.device) as device, contextlib.ExitStack() as stack:
         reporter.silent = reporter.silent or not distributed.is_main()
         data, resolved = open_data(recipe, registry, source, reporter)
-        stack.enter_context(only_writer(run))
+        stack.enter_context(only_writer(run, reporter))
         yield Workspace(resolved, data, run, device, reporter)
 
 
@@ -226,34 +236,62 @@ def no_denormals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_writer(run: Path) -> Iterator[None]:
+def only_writer(run: Path, reporter: Reporter) -> Iterator[None]:
     """Hold the lock of a run folder for all ranks."""
     with contextlib.ExitStack() as stack:
         with distributed.main_first() as main:
             if main:
-                stack.enter_context(runs.lock(run))
+                stack.enter_context(runs.lock(run, reporter.say))
         yield
 
 
 def open_data(recipe: Recipe, registry: Registry, source: str, reporter: Reporter) -> tuple[DataSet, Resolved]:
     """The data, packed on first use, and the recipe resolved against its card."""
+    data = None
     with distributed.main_first() as main:
-        if main:
+        if main:  # it reads the shards to their end, so that others on its machine need not
             pack_on_first_use(recipe, registry, reporter)
-    data = DataSet.open(Path(recipe.data.path))
+            data = DataSet.open(recipe.data.path, tolerance=tolerance_of(recipe))
+    data = data or DataSet.open(recipe.data.path, tolerance=tolerance_of(recipe))
+    if data.card.split("train").rows == 0:
+        raise DataError(f"{data.path}: the split train holds no samples. Add some, and pack the source again.")
     _check_same_data(recipe, data)
-    return data, resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
+    resolved = resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
+    for line in data.losses:
+        reporter.warn(line)
+    return data, resolved
 
 
 def pack_on_first_use(recipe: Recipe, registry: Registry, reporter: Reporter) -> None:
-    path = Path(recipe.data.path)
-    if recipe.data.source is None or (path / runs.CARD).exists():
+    if recipe.data.source is None:
+        return
+    path = opened(recipe.data.path)
+    if isinstance(path, Remote):
+        raise RecipeError(
+            f"data.source = {recipe.data.source}: data.path is {path.url}, where nothing can be packed. Leave one out."
+        )
+    if (path / runs.CARD).exists():
         return
     reporter.say(f"packing {recipe.data.source} into {path} (first use)")
     pack(recipe.data.source, path, PackOptions(), registry.sources())
 
 
+def again(place: Path | str) -> str:
+    """How a data set is found from any folder: its URL, or its absolute path."""
+    return str(place.absolute() if isinstance(place, Path) else place)
+
+
+def tolerance_of(recipe: Recipe) -> Tolerance:
+    return Tolerance(recipe.data.damaged == "skip", recipe.data.damaged_limit)
+
+
 def _check_same_data(recipe: Recipe, data: DataSet) -> None:
+    first = distributed.from_main(data.card.fingerprint)
+    if first != data.card.fingerprint:
+        raise DataError(
+            f"{data.path} is not the same on every machine: rank 0 reads a data set of fingerprint {first[:12]}, "
+            f"rank {distributed.rank()} one of {data.card.fingerprint[:12]}. Copy it again."
+        )
     expected = recipe.data.card_sha256
     if expected is not None and data.card.fingerprint != expected:
         raise DataError(

@@ -8,15 +8,19 @@ from pathlib import Path
 
 from ssl_ae.tracking import store
 from ssl_ae.tracking.delivery import Delivery
+from ssl_ae.tracking.leftovers import end_if_dead, stages_of
+from ssl_ae.tracking.reach import first_line, reach, reason_of
 
 INTERVAL_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
+KNOCK_SECONDS = 3.0  # that a server which has not answered yet may take to say that it is there
 
 
 class Courier:
     """Delivers one stage every 5 s, after failures in 10, 20, 40, 60, 60, ... s, and once more at `finish`.
 
     Not before the first 5 s are over: importing mlflow takes longer than importing torch, and the first step comes first.
+    Nor before a server has answered a plain request: one that is down is not worth that import, nor mlflow's long time-outs.
     A daemon thread: a store that hangs can hold up neither the training nor the end of the process.
     """
 
@@ -45,19 +49,29 @@ class Courier:
 
     def _run(self) -> None:
         delivery = Delivery(self._run_folder, self._uri, self._on_progress)
-        pause = INTERVAL_SECONDS
+        pause, answers = INTERVAL_SECONDS, False
         finishing = False
         while not finishing:
             finishing = self._finishing.wait(pause)  # asked before the pass, so that a last pass sees the last event
             try:
+                if not answers and store.database_file(self._uri) is None:
+                    reach(self._uri, KNOCK_SECONDS)
                 self._run_id = delivery.deliver(self._stage_folder)
-                pause = INTERVAL_SECONDS
+                pause, answers = INTERVAL_SECONDS, True
+                if finishing:
+                    self._deliver_leftovers(delivery)
             except Exception as error:  # whatever a store does, the training must not feel it
-                self._run_id = None
-                self._warn(delivery.store, str(error) or type(error).__name__)
+                self._run_id, answers = None, False
+                self._warn(delivery.store, reason_of(error))
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
         if delivery.refused:
             self._warnings.append(refusal(delivery))
+
+    def _deliver_leftovers(self, delivery: Delivery) -> None:
+        """What earlier stages met no answering store for."""
+        for stage in stages_of(self._run_folder):
+            if stage != self._stage_folder and not delivery.is_delivered(stage) and end_if_dead(stage):
+                delivery.deliver(stage)
 
     def _on_progress(self) -> None:
         self._progress = time.monotonic()
@@ -65,7 +79,7 @@ class Courier:
     def _warn(self, store_name: str, reason: str) -> None:
         if self._warned.acquire(blocking=False):  # the first trouble is told; what follows is the same trouble
             self._warnings.append(
-                f"MLflow at {store_name} does not answer ({first_line(reason)}). Nothing is lost: what is missing is "
+                f"MLflow at {store_name} does not answer ({reason}). Nothing is lost: what is missing is "
                 f"delivered as soon as it answers, or later by `ssl-ae track sync {self._run_folder}`."
             )
 
@@ -74,8 +88,3 @@ def refusal(delivery: Delivery) -> str:
     """One sentence for everything the store refused for good."""
     first = first_line(delivery.refused[0])
     return f"MLflow at {delivery.store} refused {len(delivery.refused)} entries; the first: {first}"
-
-
-def first_line(text: str) -> str:
-    line = text.strip().partition("\n")[0]
-    return line if len(line) <= 200 else f"{line[:200]}..."

@@ -57,6 +57,11 @@ class Delivery:
         stage = self._stages.setdefault(stage_folder, _RunDelivery(self, stage_folder, self._parent))
         return stage.deliver()
 
+    def is_delivered(self, stage_folder: Path) -> bool:
+        """Whether the store acknowledged all that the journals of a stage hold now, as far as the cursor knows."""
+        offsets = Cursor(stage_folder, self.store).offsets
+        return all(offsets.get(path.name) == path.stat().st_size for path in rank_files(stage_folder))
+
     def deliver_parent(self) -> str:
         """Deliver the run folder's own journal; returns the parent run's id."""
         return self._parent.deliver()
@@ -117,7 +122,7 @@ class _RunDelivery:
         """Find the run: by the cursor, else by its identity; else create it. A run deleted by hand is begun anew."""
         first = opened(rank_file(self._folder, 0))
         if first is None:
-            raise DataError(f"{self._folder} has no readable journal of rank 0")
+            raise DataError(f"{rank_file(self._folder, 0)} does not say whose it is: its first line is gone or damaged.")
         client = self._delivery.client
         self._experiment_id = self._delivery.experiment(first["experiment"])
         search = f"tags.`{IDENTITY}` = '{first['identity']}'"

@@ -18,11 +18,20 @@ from pathlib import Path
 from typing import Any
 
 from ssl_ae import files
-from ssl_ae.errors import SslAeError
+from ssl_ae.errors import DiskError, SslAeError
 
 FOLDER = "journal"
 
 Event = dict[str, Any]
+
+FIELDS: dict[str, dict[str, tuple[type, ...]]] = {  # what an event of a kind cannot be delivered without
+    "open": {"time": (int,), "identity": (str,), "experiment": (str,), "name": (str,)},
+    "close": {"time": (int,), "status": (str,)},
+    "metrics": {"time": (int,), "step": (int,), "values": (dict,)},
+    "dataset": {"name": (str,), "digest": (str,), "source": (str,), "context": (str,), "rows": (int,)},
+    "artifact": {"path": (str,), "folder": (str,)},
+    "model": {"key": (str,), "code": (str,), "artifacts": (str,), "files": (list,), "x": (dict,), "requirements": (list,)},
+}
 
 
 def rank_file(stage_folder: Path, rank: int) -> Path:
@@ -81,7 +90,8 @@ class Journal:
             os.ftruncate(self._descriptor, complete)
 
     def _cannot_write(self, error: OSError) -> SslAeError:
-        return SslAeError(
+        kind = DiskError if error.errno in files.FULL else SslAeError
+        return kind(
             f"cannot write the journal {self.path}: {error.strerror}. Free some space or mend its permissions, "
             "then run the same command to go on."
         )
@@ -90,9 +100,10 @@ class Journal:
 def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event | None, int]]:
     """Yield (event, byte offset after it) for every complete line from `offset`; None stands for an unreadable line."""
     with open(path, "rb") as file:
-        if offset > os.fstat(file.fileno()).st_size:  # this offset belongs to a journal that was replaced since
+        file.seek(max(0, offset - 1))
+        if offset and file.read(1) != b"\n":  # it belongs to a journal that was replaced since, or to a damaged cursor
             offset = 0
-        file.seek(offset)
+            file.seek(0)
         for line in file:
             if not line.endswith(b"\n"):
                 return
@@ -103,9 +114,12 @@ def read_events(path: Path, offset: int = 0) -> Iterator[tuple[Event | None, int
 def _parse(line: bytes) -> Event | None:
     try:
         event = json.loads(line)
-    except ValueError:
+        readable = all(type(event[name]) in kinds for name, kinds in FIELDS.get(event["event"], {}).items())
+        if event["event"] == "metrics":
+            all(map(float, event["values"].values()))
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return event if isinstance(event, dict) and "event" in event else None
+    return event if readable else None
 
 
 def opened(path: Path) -> Event | None:
@@ -134,9 +148,11 @@ class Cursor:
     def __init__(self, stage_folder: Path, store: str) -> None:
         self._path = stage_folder / FOLDER / "cursor.json"
         self._store = store
-        place = self._stores().get(store, {})
-        self.run_id: str | None = place.get("run_id")
-        self.offsets: dict[str, int] = place.get("offsets", {})
+        self.run_id: str | None = None
+        self.offsets: dict[str, int] = {}
+        match self._stores().get(store):
+            case {"run_id": str(run_id), "offsets": dict(offsets)} if all(type(end) is int for end in offsets.values()):
+                self.run_id, self.offsets = run_id, offsets
 
     def save(self) -> None:
         stores = self._stores() | {self._store: {"run_id": self.run_id, "offsets": self.offsets}}

@@ -18,6 +18,7 @@ _CLIENT_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; mlflow's own 120 and 7 retries block for 4 minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the courier has its own back-off
     "MLFLOW_LOGGING_LEVEL": "ERROR",  # its progress lines would tear our progress bar
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is the command's own answer
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_UV_AUTO_DETECT": "false",  # else a uv.lock in the current folder replaces a model's requirements
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",  # it would ask a package index

@@ -68,11 +68,12 @@ def this_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
 
 
-def is_alive(writer: dict[str, Any]) -> bool:
-    """Whether the process that `this_process` described still runs; on another host it counts as alive."""
-    if writer.get("host") != socket.gethostname():
-        return True
-    try:
-        return abs(psutil.Process(writer["pid"]).create_time() - writer["started"]) < 1.0
-    except psutil.Error:
-        return False
+def is_alive(writer: object) -> bool | None:
+    """Whether the process that `this_process` described still runs; None where it ran on another machine, or is unknown."""
+    match writer:
+        case {"host": str(host), "pid": int(pid), "started": float(started)} if host == socket.gethostname():
+            try:
+                return abs(psutil.Process(pid).create_time() - started) < 1.0
+            except (psutil.Error, ValueError):
+                return False
+    return None

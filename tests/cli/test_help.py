@@ -12,7 +12,7 @@ import ssl_ae
 COMMANDS = [
     ["data", "pack"], ["data", "inspect"], ["data", "list"], ["pretrain"], ["extract"], ["finetune"], ["evaluate"],
     ["predict"], ["reconstruct"], ["sample"], ["run"], ["search"], ["recipe", "show"], ["recipe", "schema"],
-    ["track", "sync"], ["ui"],
+    ["track", "sync"], ["ui"], ["doctor"], ["suggest"],
 ]  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def test_every_command_explains_itself_by_example(command):
 
 def test_the_top_names_every_command():
     found = call("--help").stdout
-    names = "data pretrain extract finetune evaluate predict reconstruct run search plugins recipe track ui"
+    names = "data pretrain extract finetune evaluate predict reconstruct run search suggest plugins recipe track ui doctor"
     for command in names.split():
         assert f"  {command} " in found
 

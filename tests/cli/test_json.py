@@ -30,6 +30,7 @@ def answers(finished, digits, tmp_path_factory) -> dict[str, dict]:
             "reconstruct": ["run", digits, "--out", "cleaned"],
             "sample": ["run", "--out", "samples.png", "--npy", "samples.npy"],
             "search": ["run", "--query", "digits-00000000", "--top", "3"],
+            "suggest": ["run", "--budget", "5", "--out", "sheet.csv"],
             "run": [recipe, "--out", "again", "--epochs", "1"],
         }
         return {command: call(*command.split(), *words, "--json").json for command, words in commands.items()}
@@ -48,6 +49,7 @@ MORE = {
     "reconstruct": set(),
     "sample": {"source", "prior", "components"},
     "search": {"results"},
+    "suggest": {"rule"},
     "run": {"split", "method", "rows", "methods", "baselines"},  # of its last stage
 }
 

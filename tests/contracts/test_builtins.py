@@ -9,6 +9,7 @@ from ssl_ae_builtins import (
     grayscale,
     hash,
     heads,
+    label_spreading,
     ladder,
     linear,
     lista,
@@ -75,6 +76,7 @@ CASES = [  # (class, options, partners it is tried beside where the kit's plain 
     *((heads.Gaussian, options) for options in ({}, {"variance": "unit"})),
     (heads.BernoulliHead, {}),
     (table_heads.Logistic, {}),
+    *((label_spreading.LabelSpreading, {"prior": prior}) for prior in ("none", "uniform", "labels")),
     *((table_heads.Knn, {"metric": metric}) for metric in ("euclidean", "cosine", "manhattan")),
     *((entry.cls, {}) for entry in Registry.discover().of_kind("source")),
 ]

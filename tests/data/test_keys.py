@@ -33,6 +33,11 @@ def test_keys_of_one_hash_are_told_apart(monkeypatch):
     assert rows_of(as_keys(["c", "d", "a"]), among).tolist() == [2, -1, 0]
 
 
+def test_a_stretch_of_a_table_is_found_without_a_search(monkeypatch):
+    monkeypatch.setattr(rooms, "_hashes", lambda keys: pytest.fail("keys that lie together were hashed"))
+    assert rows_of(as_keys(["b", "c"]), as_keys(["a", "b", "c", "d"])).tolist() == [1, 2]
+
+
 def test_numbered_keys_are_made_when_asked():
     keys = NumberedKeys("train", 12)
     assert list(keys) == keys[:] == [f"train-{row:08d}" for row in range(12)]

@@ -12,7 +12,7 @@ from ssl_ae.data.dataset import DataSet
 from ssl_ae.data.labels import UNLABELED
 from ssl_ae.data.pack import CHANGED, inspect, pack
 from ssl_ae.data.sources import Block, Description, PackOptions, Source
-from ssl_ae.errors import DataError, SslAeError
+from ssl_ae.errors import DataError, DiskError, SslAeError
 
 MNIST = Path(__file__).parents[2].parent / "shared" / "data" / "mnist"
 ROWS = 1097  # prime, more than a block
@@ -63,7 +63,7 @@ class TestPack:
     def test_rows_keys_and_labels_survive(self, tmp_path):
         numbers = table(tmp_path / "a.csv")
         card = packed(tmp_path / "a.csv", tmp_path / "out")
-        data = DataSet.open(tmp_path / "out", verify=True)
+        data = DataSet.open(tmp_path / "out", verify="all")
         assert data.card == card
         assert {name: split.rows for name, split in card.splits.items()} == {"train": ROWS - 109, "val": 109}
         seen = []
@@ -241,7 +241,7 @@ class TestBadInput:
 
         table(tmp_path / "a.csv")
         monkeypatch.setattr("ssl_ae.data.pack.ShardWriter.write", full)
-        self.fails(tmp_path / "a.csv", tmp_path / "out", "cannot pack .*No space left on device")
+        self.fails(tmp_path / "a.csv", tmp_path / "out", "cannot write .*out: No space left on device", DiskError)
 
     @pytest.mark.parametrize(
         ("samples", "message"),
@@ -268,7 +268,7 @@ class TestInspect:
         return tmp_path / "out"
 
     def test_a_whole_data_set(self, folder):
-        found = inspect(DataSet.open(folder))
+        found = inspect(DataSet.open(folder, verify="none"))
         assert found["damaged"] == []
         assert [shard["verdict"] for shard in found["shards"]] == ["ok", "ok"]
         assert found["labels"] == {"file": "labels.parquet", "verdict": "ok"}
@@ -278,6 +278,12 @@ class TestInspect:
         assert [sum(split[name] for split in classes) for name in "ab"] == expected.tolist()
         assert found["splits"]["val"]["rows"] == 109
         assert found["splits"]["val"]["labeled"] == sum(classes[1].values())
+
+    def test_the_label_table_has_each_split_in_its_own_order(self, folder):
+        data = DataSet.open(folder)
+        labels = {name: data.labels(name) for name in ("train", "val")}
+        expected = [key for name, known in labels.items() for key in data.split(name).keys[known != UNLABELED]]
+        assert data.label_table.keys.tolist() == expected
 
     @pytest.mark.parametrize(
         ("damage", "verdict"),
@@ -293,7 +299,7 @@ class TestInspect:
             shard.unlink()
         else:
             shard.write_bytes(damage(shard.read_bytes()))
-        found = inspect(DataSet.open(folder))
+        found = inspect(DataSet.open(folder, verify="none"))
         assert found["damaged"] == ["val-000000.tar"]
         assert [shard["verdict"] == "ok" for shard in found["shards"]] == [True, False]
         assert verdict in found["shards"][1]["verdict"]
@@ -304,11 +310,11 @@ class TestInspect:
         data = DataSet.open(folder)
         keys = data.split("train").keys[:5]
         type(data.label_table)(keys, np.zeros(5, dtype=np.int64)).write(folder / "labels.parquet")
-        found = inspect(DataSet.open(folder))
+        found = inspect(DataSet.open(folder, verify="none"))
         assert (found["labels"]["verdict"], found["damaged"]) == (CHANGED, [])
         assert found["splits"]["train"]["classes"] == {"a": 5, "b": 0}
         (folder / "labels.parquet").write_bytes(b"broken")
-        found = inspect(DataSet.open(folder))
+        found = inspect(DataSet.open(folder, verify="none"))
         assert found["damaged"] == ["labels.parquet"]
         assert found["splits"]["train"]["classes"] is None
 
@@ -319,7 +325,7 @@ def test_mnist(tmp_path):
     assert {name: split.rows for name, split in card.splits.items()} == {"train": 54_000, "val": 6_000, "test": 10_000}
     packed(MNIST, tmp_path / "two")
     assert content(tmp_path / "one") == content(tmp_path / "two")
-    found = inspect(DataSet.open(tmp_path / "one"))
+    found = inspect(DataSet.open(tmp_path / "one", verify="none"))
     # the class counts that MNIST's page states for its train and test images
     train = np.array([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])
     test = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from ssl_ae_builtins.heads import BernoulliHead, Gaussian, Mlp, Softmax
+from ssl_ae_builtins.label_spreading import LabelSpreading
 from ssl_ae_builtins.table_heads import Knn, Logistic
 
 from ssl_ae import Batch, Shapes
@@ -270,7 +271,7 @@ def test_knn_votes_by_brute_force(metric, k):
     np.testing.assert_allclose(found(torch.from_numpy(asked)).probs, (votes + 1 / 3) / (few + 1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("cls", [Logistic, Knn])
+@pytest.mark.parametrize("cls", [Logistic, Knn, LabelSpreading])
 def test_a_fitted_table_head_is_its_buffers(cls):
     """A fresh head takes the state of a fitted one, and so does one fitted to other rows."""
     z, y = clusters(3)
@@ -283,7 +284,7 @@ def test_a_fitted_table_head_is_its_buffers(cls):
         assert torch.equal(again(torch.from_numpy(z)).probs, found(torch.from_numpy(z)).probs)
 
 
-@pytest.mark.parametrize("cls", [Logistic, Knn])
+@pytest.mark.parametrize("cls", [Logistic, Knn, LabelSpreading])
 def test_rows_are_predicted_one_by_one(cls):
     z, y = clusters(3)
     found = head(cls)

@@ -166,6 +166,16 @@ def test_early_stopping_stops(recipe, here):
     assert int(steps[-1].removeprefix("step-")) < 40 * 1_298 / 128 / 2
 
 
+def test_a_metric_that_nothing_measures_is_told_before_the_first_step(recipe, monkeypatch):
+    monkeypatch.setattr("ssl_ae.stepping.Stepper.make", lambda *_: pytest.fail("a step was made"))
+    for stage, found in (("pretrain", "kl, val/loss and val/mse"), ("finetune", "val/accuracy")):
+        fields = {f"{stage}.early_stopping": {"metric": "val/acuracy"}, "finetune.init": "scratch", "finetune.mode": "joint"}
+        answer = call(stage, recipe(fields))
+        assert answer.code == 2
+        assert "early_stopping.metric = val/acuracy: this stage measures val/" in answer.stderr
+        assert found in answer.stderr
+
+
 def test_the_figures_of_an_early_stop_are_of_the_weights_that_are_kept():
     """Four epochs, of which the second was the best: its validation is told, with the last reading of training."""
     losses = [(4, 3.0), (8, 1.0), (12, 2.0), (16, 2.5)]

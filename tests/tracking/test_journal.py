@@ -53,14 +53,33 @@ def test_a_journal_that_is_one_torn_line_is_emptied(tmp_path):
 
 def test_an_unreadable_line_is_told_and_the_rest_is_read(tmp_path):
     path = tmp_path / "j.jsonl"
-    path.write_bytes(b'\xff\x00 no json\n[1]\n{"event": "close"}\n')
-    assert events(path) == [None, None, {"event": "close"}]
+    path.write_bytes(b'\xff\x00 no json\n[1]\n{"event": "later"}\n')
+    assert events(path) == [None, None, {"event": "later"}]
 
 
-def test_an_offset_beyond_the_end_begins_again(tmp_path):
+@pytest.mark.parametrize("offset", [10_000, 7])
+def test_an_offset_beyond_the_end_or_within_a_line_begins_again(tmp_path, offset):
     path = tmp_path / "j.jsonl"
-    path.write_text('{"event": "close"}\n')
-    assert len(events(path, offset=10_000)) == 1
+    path.write_text('{"event": "later"}\n')
+    assert events(path, offset) == [{"event": "later"}]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "metrics", "time": 1, "step": 1}',
+        '{"event": "metrics", "time": 1, "step": 1.5, "values": {}}',
+        '{"event": "metrics", "time": 1, "step": 1, "values": {"train/loss": "no number"}}',
+        '{"event": "metrics", "time": 1, "step": 1, "values": {"train/loss": null}}',
+        '{"event": "close", "time": 1, "status": ["FINISHED"]}',
+        '{"event": ["close"]}',
+        "[" * 100_000,
+    ],
+)
+def test_a_line_that_cannot_be_delivered_counts_as_unreadable(tmp_path, line):
+    path = tmp_path / "j.jsonl"
+    path.write_text(f'{line}\n{{"event": "later"}}\n')
+    assert events(path) == [None, {"event": "later"}]
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_complete_lines(tmp_path):
@@ -112,5 +131,8 @@ def test_the_cursor_keeps_each_store_apart_and_survives_damage(tmp_path):
         cursor.save()
     assert Cursor(tmp_path, "sqlite:////a.db").run_id == "11"
     assert Cursor(tmp_path, "http://host").offsets == {"rank-0.jsonl": 17}
-    (tmp_path / "journal" / "cursor.json").write_text('{"http')
-    assert Cursor(tmp_path, "http://host").run_id is None
+    for damage in ('{"http', "[]", '{"http://host": 3}', '{"http://host": {"run_id": "22", "offsets": {"rank-0.jsonl": "17"}}}'):
+        (tmp_path / "journal" / "cursor.json").write_text(damage)
+        cursor = Cursor(tmp_path, "http://host")
+        assert (cursor.run_id, cursor.offsets) == (None, {})
+    cursor.save()

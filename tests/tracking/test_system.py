@@ -48,7 +48,9 @@ def test_a_process_is_alive_until_it_ends_and_its_number_alone_proves_nothing():
     me = system.this_process()
     assert system.is_alive(me)
     assert not system.is_alive(me | {"started": me["started"] - 100})  # the number was given to somebody else since
-    assert system.is_alive(me | {"host": "another", "pid": 1 << 30})
+    assert system.is_alive(me | {"host": "another", "pid": 1 << 30}) is None  # it cannot be asked
+    assert system.is_alive({"pid": 1}) is None
+    assert system.is_alive(None) is None
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     assert not system.is_alive(me | {"pid": ended.pid})

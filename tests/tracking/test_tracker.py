@@ -1,9 +1,12 @@
 """Against a real SQLite store: what MLflow holds afterwards is read back through its own client."""
 
+import http.server
 import math
+import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -173,6 +176,82 @@ def test_a_store_that_comes_back_gets_everything_from_the_same_thread(client, ru
     run_id = stage.close()
     assert history(client, run_id, "train/loss") == [(1, 0.5)]
     assert len(stage.warnings) == 1
+
+
+def test_a_server_that_answers_500_is_not_asked_for_more(run, monkeypatch):
+    class Failing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(500)
+
+        def log_message(self, *_): ...
+
+    monkeypatch.setattr(courier, "INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(Delivery, "deliver", lambda self, folder: pytest.fail("mlflow was asked"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        stage = tracker(run)
+        time.sleep(0.5)
+        assert stage.close() is None
+        server.shutdown()
+    (warning,) = stage.warnings
+    assert "does not answer (500 Internal Server Error). Nothing is lost" in warning
+
+
+def test_what_an_earlier_stage_could_not_deliver_the_next_one_does(client, local_store, run, monkeypatch, closed_port):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")
+    first = tracker(run)
+    first.metrics({"train/loss": 0.5}, 1)
+    assert first.close() is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", local_store)
+    second = tracker(run, "latents")
+    assert second.close()
+    assert second.warnings == []
+    run_id = (run / "pretrain" / "mlflow_run_id").read_text().strip()
+    assert history(client, run_id, "train/loss") == [(1, 0.5)]
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_damaged_line_is_told_and_the_others_arrive(client, run):
+    stage = tracker(run, deliver=False)
+    for step in range(3):
+        stage.metrics({"train/loss": step / 7}, step)
+    stage.close()
+    path = rank_file(run / "pretrain", 0)
+    lines = path.read_bytes().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if b'"step": 1,' in line)
+    lines[at] = lines[at].replace(b'"values"', b'"walues"')
+    path.write_bytes(b"".join(lines))
+    report = sync(run)
+    assert history(client, report["stages"]["pretrain"]["run_id"], "train/loss") == [(0, 0.0), (2, 2 / 7)]
+    (warning,) = report["warnings"]
+    assert "a line of the journal that is damaged" in warning
+
+
+def test_a_journal_without_its_beginning_is_named_and_other_stages_arrive(client, run):
+    tracker(run, deliver=False).close()
+    tracker(run, "latents", deliver=False).close()
+    path = rank_file(run / "pretrain", 0)
+    path.write_bytes(path.read_bytes().partition(b"\n")[2])
+    report = sync(run)
+    assert list(report["stages"]) == ["latents"]
+    assert report["warnings"] == [f"{path} does not say whose it is: its first line is gone or damaged."]
+
+
+def test_a_stage_of_another_machine_is_closed_once_it_is_silent(client, run, monkeypatch):
+    elsewhere = {"host": "node-17", "pid": 3, "started": 1.7e9}
+    monkeypatch.setattr("ssl_ae.tracking.tracker.this_process", lambda: elsewhere)
+    stage = tracker(run, deliver=False)
+    stage.metrics({"train/loss": 0.5}, 1)
+    stage._sampler.stop()  # and no word more
+    assert sync(run)["running"] == ["pretrain"]
+    silent = time.time() - 601
+    for folder in (run, run / "pretrain"):
+        os.utime(rank_file(folder, 0), (silent, silent))
+    report = sync(run)
+    ended = client.get_run(report["stages"]["pretrain"]["run_id"])
+    assert (ended.info.status, ended.info.end_time) == ("KILLED", int(silent * 1_000))
+    assert client.get_run(report["run_id"]).info.status == "KILLED"
 
 
 def test_every_ranks_system_metrics_are_in_the_run(client, run):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,15 @@ from ssl_ae.data.sources.targets import Targets, targets_of
 from ssl_ae.errors import DataError, listing
 
 CHANNELS = (1, 3)
+BAD_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)  # the last two: unknown methods, passwords
+BAD_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)  # it is parsed as Python
+MOST_FROM_A_BYTE = 1032  # what deflate can make of one, as zlib's authors say
 
 
 class Npz(Source):
@@ -154,7 +165,21 @@ def _read_header(path: Path, name: str, file: BinaryIO) -> _Header:
         raise DataError(f"{path}: {name} holds Python objects, which are never unpickled. Save it as numbers or text.")
     if not shape or 0 in shape:
         raise DataError(f"{path}: {name} of shape {shape} holds no samples.")
+    stated, stored = file.tell() + math.prod(shape) * dtype.itemsize, _stored_bytes(path, name)
+    if min(shape) < 0 or stated != stored:
+        raise DataError(
+            f"{path}: {name} says that it is {dtype} {shape}, which its {stored:,} bytes are not. Save the file again."
+        )
     return _Header(name, shape, dtype, fortran)
+
+
+def _stored_bytes(path: Path, name: str) -> int:
+    """How long a member is once it is unpacked. Raises DataError where so much cannot come out of the file."""
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(f"{name}.npy")
+    if entry.compress_size > path.stat().st_size or entry.file_size > MOST_FROM_A_BYTE * (entry.compress_size + 1):
+        raise DataError(f"{path}: {name} is said to have {entry.file_size:,} bytes, more than can be in it. Save the file again.")
+    return entry.file_size
 
 
 def _layout_of(path: Path, header: _Header) -> tuple[X, bool]:
@@ -217,5 +242,5 @@ def _member(path: Path, name: str) -> Iterator[BinaryIO]:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:  # ValueError: a header that is no npy's
+    except (*BAD_ZIP, *BAD_HEADER) as error:
         raise DataError(f"{path} is no readable .npz: {error}. Save the file again.") from error

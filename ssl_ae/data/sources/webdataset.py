@@ -8,6 +8,7 @@ import numpy as np
 
 from ssl_ae.data import card
 from ssl_ae.data.dataset import DataSet
+from ssl_ae.data.remote import is_url
 from ssl_ae.data.sources import Block, Description, PackOptions, Source, name_of, path_of, rows_a_block
 
 
@@ -23,13 +24,15 @@ class WebDataset(Source):
 
     @classmethod
     def recognises(cls, place: str) -> bool:
+        if is_url(place):
+            return True
         folder = path_of(place)
         return folder.is_dir() and any(folder.glob("*.tar")) and not (folder / card.FILE_NAME).exists()
 
     def __init__(self, place: str, options: PackOptions) -> None:
         options.allow(self.name)
         self._place = place
-        self._data = DataSet.open(path_of(place))
+        self._data = DataSet.open(place if is_url(place) else path_of(place))
 
     def describe(self) -> Description:
         found = self._data.card

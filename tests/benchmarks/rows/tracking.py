@@ -16,6 +16,7 @@ from ssl_ae.data.sources import PackOptions
 from ssl_ae.plan import pretraining
 from ssl_ae.progress import Reporter
 from ssl_ae.registry import Registry
+from ssl_ae.runs import Inputs
 from ssl_ae.stages.training_run import train
 from ssl_ae.stages.workspace import open_workspace
 from tests.benchmarks.kit import Bar, Row, Side
@@ -40,7 +41,7 @@ def training(where: Path, registry: Registry, tracking: str | None, saved: bool)
         ):
             model, feed, stage = ws.fresh_model(head=False), ws.feed("train"), ws.pretrained
             plan = pretraining(ws.resolved, model, feed.split.rows)
-            ws.claim(stage, ws.pretrain_fields(), restart=False)
+            ws.claim(stage, Inputs(ws.pretrain_fields()), restart=False)
             loop = {"name": "bench", "val": ws.feed("val"), "stage": stage if saved else None}
             if tracking is None:
                 train(ws, model, plan, feed, recipe.pretrain, **loop)

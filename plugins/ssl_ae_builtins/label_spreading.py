@@ -1,0 +1,185 @@
+"""Labels that spread over a graph of the stored latents: unlabelled rows carry them to rows that no label is near."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.distributions import Categorical, Distribution
+from torch.nn.functional import normalize, one_hot
+
+import ssl_ae
+from ssl_ae.neighbours import largest_products
+
+ALPHAS = (0.5, 0.9, 0.99)  # that `auto` tries
+SAFE_ALPHA = 0.9  # where labels are too few to choose by
+FOLDS = 5  # of the cross-validation: a class with fewer labels has none in some fold
+MOST_STEPS = 200  # that a label travels
+STILL = 1e-4  # of a probability: what a step may still change in the end
+LEAST = 1e-6  # probability of the least likely class: a graph knows nothing for certain
+EXPONENTS = 2.0 ** torch.linspace(-4, 6, 81)
+
+Share = Annotated[float, Field(gt=0)]
+
+
+class LabelSpreading(ssl_ae.TableHead):
+    """F <- alpha S F + (1 - alpha) Y over a graph of nearest latents, to its limit (Zhou et al. 2004, sec. 2).
+
+    A_ij = cos(z_i, z_j)^power over centred latents where j is among the k nearest of i, W = A + A', S = D^-1/2 W D^-1/2, and Y
+    has a 1 for each label; 200 steps at most. Rows of F divided by their sums are the probabilities of the train rows. With a
+    `prior`, rows and columns are scaled in turn until every class has its share of the rows (Sinkhorn 1967). A new sample is
+    the weighted vote of its k nearest train rows (Delalleau et al. 2005, eq. 6), so no other new sample has a say in it.
+
+    Where each class with labels has five, alpha is chosen by 5-fold cross-validation on the labels, and probabilities are
+    calibrated: raised to the power that makes held-out labels likeliest (Guo et al. 2017, sec. 4.2). The default holds unless
+    another alpha is better by more than the standard error of the difference.
+    """
+
+    name = "label_spreading"
+
+    class Config(ssl_ae.Config):
+        k: int = Field(10, ge=1, description="nearest latents that a row is joined to")
+        power: float = Field(4.0, gt=0, description="of the cosine: a larger one listens to the nearest alone")
+        alpha: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = Field(
+            "auto", description=f"how far labels travel; auto: by cross-validation among {ALPHAS}, else {SAFE_ALPHA}"
+        )
+        prior: Literal["none", "uniform", "labels"] | tuple[Share, ...] = Field(
+            "none", description="share of each class: unknown, all alike, as among the labels, or a list of numbers"
+        )
+
+    def fit(self, z: Tensor, y: Tensor) -> None:
+        """z (N, K), y (N,) with UNLABELED = -1; classes without a label get next to no probability."""
+        known = y != ssl_ae.UNLABELED
+        labels = torch.zeros(len(y), self.shapes.classes)
+        labels[known] = one_hot(y[known], self.shapes.classes).float()
+        center = z.float().mean(0)
+        unit = normalize(z.float() - center, dim=1)
+        graph = joined(unit, self.config.k, self.config.power)
+        alpha, exponent = chosen(graph, y, self.shapes.classes, self.config.alpha)
+        shares = labels.sum(0) / labels.sum()
+        p = calibrated(probabilities(spread(graph, labels, alpha), shares), exponent)
+        if self.config.prior != "none":
+            p = balanced(p, self._prior(shares))
+        for name, value in {"center": center, "unit": unit, "p": p, "alpha": torch.tensor(alpha)}.items():
+            self.keep(name, value)
+
+    def predict(self, z: Tensor) -> Distribution:
+        """(B, K) -> Categorical, (B,)."""
+        cosines, rows = largest_products(self.unit, normalize(z.float() - self.center, dim=1), min(self.config.k, len(self.unit)))
+        weight = cosines.clamp(min=LEAST) ** self.config.power  # where nothing is near, all are equally far
+        votes = (self.p[rows] * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True)
+        return Categorical(probs=votes + LEAST, validate_args=False)
+
+    def _prior(self, labels: Tensor) -> Tensor:
+        """(C,), summing to 1 over the classes that have labels: no other has any mass to scale."""
+        prior = self.config.prior
+        wanted = torch.tensor(prior) if isinstance(prior, tuple) else labels if prior == "labels" else torch.ones(len(labels))
+        wanted = wanted * (labels > 0)
+        return wanted / wanted.sum()
+
+    @classmethod
+    def check(cls, config: Config, recipe) -> list[str]:
+        classes = recipe.shapes.classes
+        if isinstance(config.prior, tuple) and len(config.prior) != classes:
+            return [f"model.head.prior has {len(config.prior)} numbers: expected {classes}, one a class."]
+        return []
+
+
+def joined(unit: Tensor, k: int, power: float) -> Tensor:
+    """S of the graph of unit vectors (N, K), sparse (N, N): symmetric, with eigenvalues from -1 to 1."""
+    rows = len(unit)
+    cosines, near = largest_products(unit, unit, min(k + 1, rows))
+    other = near != torch.arange(rows)[:, None]
+    other[other.all(1), -1] = False  # a row that is not among the nearest to itself has too many twins
+    start = torch.arange(rows)[:, None].expand_as(near)[other]
+    end, weight = near[other], cosines[other].clamp(min=LEAST) ** power
+    both = torch.stack([torch.cat([start, end]), torch.cat([end, start])])
+    degree = torch.zeros(rows).index_add_(0, both[0], weight.repeat(2))
+    scaled = weight.repeat(2) / (degree[both[0]] * degree[both[1]]).sqrt()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse ")  # that torch calls this format young
+        return torch.sparse_coo_tensor(both, scaled, (rows, rows), check_invariants=False).coalesce().to_sparse_csr()
+
+
+def spread(graph: Tensor, labels: Tensor, alpha: float) -> Tensor:
+    """F of S (N, N) and Y (N, c), (N, c) >= 0.
+
+    By steps, not by solving (I - alpha S) F = (1 - alpha) Y: what is far from every label is tiny, and as all its terms are
+    positive its proportions are right where a solver would leave them to rounding.
+    """
+    found = labels
+    for _ in range(MOST_STEPS):
+        before, found = found, torch.add((1 - alpha) * labels, graph @ found, alpha=alpha)
+        if alpha * (shares_of(found) - shares_of(before)).abs().max() < STILL * (1 - alpha):
+            break
+    return found
+
+
+def shares_of(mass: Tensor) -> Tensor:
+    return mass / mass.sum(1, keepdim=True).clamp(min=torch.finfo(mass.dtype).tiny)
+
+
+def probabilities(mass: Tensor, otherwise: Tensor) -> Tensor:
+    """Rows of F (N, C) divided by their sums; `otherwise` (C,) where no label has come."""
+    return torch.where(mass.sum(1, keepdim=True) > 0, shares_of(mass), otherwise)
+
+
+def calibrated(p: Tensor, exponent: float) -> Tensor:
+    """p^exponent, each row divided by its sum, (N, C)."""
+    return shares_of(p**exponent)
+
+
+def balanced(p: Tensor, prior: Tensor, steps: int = 100) -> Tensor:
+    """p (N, C) with rows and columns scaled until its columns have the means `prior` (C,) and its rows the sum 1."""
+    for _ in range(steps):
+        ratio = torch.where(prior > 0, prior / p.mean(0).clamp(min=torch.finfo(p.dtype).tiny), 1.0)
+        p = shares_of(p * ratio)
+        if (ratio - 1).abs().max() < STILL:
+            break
+    return p
+
+
+def chosen(graph: Tensor, y: Tensor, classes: int, alpha: float | str) -> tuple[float, float]:
+    """alpha, and the exponent that calibrates it, by cross-validation over the labels y (N,)."""
+    known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
+    safe = SAFE_ALPHA if alpha == "auto" else float(alpha)
+    if torch.unique(y[known], return_counts=True)[1].min() < FOLDS:
+        return safe, 1.0
+    fold = folds(y[known])
+    candidates = {safe, *ALPHAS} if alpha == "auto" else {safe}
+    found = {each: _held_out(graph, y, known, fold, classes, each) for each in candidates}
+    best = min(found, key=lambda each: float(found[each][0].mean()))
+    better = found[safe][0] - found[best][0]
+    if float(better.mean()) <= float(better.std() / len(better) ** 0.5):
+        best = safe
+    return best, found[best][1]
+
+
+def folds(y: Tensor) -> Tensor:
+    """Which fold each labelled row is held out in, (L,): the classes spread evenly."""
+    from sklearn.model_selection import StratifiedKFold
+
+    fold = torch.empty(len(y), dtype=torch.int64)
+    for number, (_, held) in enumerate(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(np.zeros(len(y)), y.numpy())):
+        fold[torch.from_numpy(held)] = number
+    return fold
+
+
+def _held_out(graph: Tensor, y: Tensor, known: Tensor, fold: Tensor, classes: int, alpha: float) -> tuple[Tensor, float]:
+    """-log p of each label when its fold is held out, (L,), calibrated; and the exponent that does it.
+
+    Spreading is linear in the labels: each fold spreads by itself, and what a fold is predicted by is the sum of the others.
+    """
+    labels = torch.zeros(len(y), FOLDS, classes)
+    labels[known, fold, y[known]] = 1
+    mass = spread(graph, labels.flatten(1), alpha).unflatten(1, (FOLDS, classes))[known]  # (L, folds, C)
+    mass[torch.arange(len(known)), fold] = 0
+    counts = torch.bincount(y[known], minlength=classes)
+    p = probabilities(mass.sum(1), counts / counts.sum())
+    losses = torch.stack([-shares_of(calibrated(p, e) + LEAST).gather(1, y[known, None])[:, 0].log() for e in EXPONENTS.tolist()])
+    best = int(losses.mean(1).argmin())
+    return losses[best], float(EXPONENTS[best])

@@ -1,0 +1,112 @@
+"""A gate before a real MLflow server, which can be shut, left hanging, or made to answer 500 while commands report through it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+STATES = ("open", "shut", "hung", "500")
+FAILURE = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class Gate:
+    """Listens on a port of its own. `state` decides what becomes of a connection, at any moment."""
+
+    def __init__(self, backend: int) -> None:
+        self.state = "open"
+        self.asked = 0  # connections met, in whatever state
+        self._backend = backend
+        self._ending = False
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def close(self) -> None:
+        self._ending = True
+        self._thread.join()
+
+    def _run(self) -> None:
+        listener, held = None, []
+        while not self._ending:
+            if self.state == "shut":
+                if listener:
+                    listener.close()
+                listener = None
+                time.sleep(0.01)
+                continue
+            if listener is None:
+                listener = socket.create_server(("127.0.0.1", self.port), backlog=100)
+            if not select.select([listener], [], [], 0.02)[0]:
+                continue
+            client, _ = listener.accept()
+            self.asked += 1
+            if self.state == "hung":
+                held.append(client)
+            else:
+                threading.Thread(target=self._serve, args=[client, self.state], daemon=True).start()
+        for each in filter(None, (listener, *held)):
+            each.close()
+
+    def _serve(self, client: socket.socket, state: str) -> None:
+        with client, contextlib.suppress(OSError):
+            if state == "500":
+                client.recv(65_536)
+                client.sendall(FAILURE)
+                return
+            with socket.create_connection(("127.0.0.1", self._backend)) as server:
+                while True:  # what is under way when the state changes stalls with it
+                    ready = select.select([client, server], [], [], 0.05)[0]
+                    if self.state in ("hung", "500"):
+                        time.sleep(0.05)
+                        if self._ending:
+                            return
+                        continue
+                    if self.state == "shut":
+                        return
+                    for side in ready:
+                        data = side.recv(65_536)
+                        if not data:
+                            return
+                        (server if side is client else client).sendall(data)
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path) -> Iterator[int]:
+    """A real one on a store of its own below `folder`; its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/served.db"]
+    command += ["--artifacts-destination", (folder / "served").as_uri(), "--workers", "1", "--port", str(port)]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True, **quiet) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                    break
+                except OSError:
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                    time.sleep(0.3)
+            yield port
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)

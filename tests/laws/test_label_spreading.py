@@ -1,0 +1,180 @@
+"""Label spreading against dense linear algebra, scikit-learn's own, and what scaling and cross-validation promise."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn import semi_supervised
+from ssl_ae_builtins import label_spreading as rooms
+from ssl_ae_builtins.label_spreading import LabelSpreading, balanced, calibrated, chosen, folds, joined, spread
+
+from ssl_ae.trace import Shapes
+
+N, K, C = 211, 7, 3
+
+
+def head(classes=C, **options):
+    return LabelSpreading(LabelSpreading.Config(**options), Shapes(x=(13,), latent=K, classes=classes, targets=None))
+
+
+def rows(count=N, seed=0, labeled=0.3):
+    """Overlapping clusters in three directions, some of them with labels."""
+    random = np.random.default_rng(seed)
+    y = random.integers(C, size=count)
+    z = random.normal(size=(count, K)) + 2.5 * np.eye(K)[y]
+    known = random.random(count) < labeled
+    return torch.from_numpy(z).float(), torch.from_numpy(np.where(known, y, -1)), torch.from_numpy(y)
+
+
+def by_hand(z, k, power):
+    """W, (N, N) float64, as the docstring has it, without a graph library."""
+    unit = (z - z.mean(0)).double().numpy()
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -2)
+    near = np.zeros_like(cosines)
+    for i, row in enumerate(np.argsort(-cosines, axis=1)[:, :k]):
+        near[i, row] = np.clip(cosines[i, row], rooms.LEAST, None) ** power
+    return near + near.T
+
+
+def labels_of(y):
+    return torch.nn.functional.one_hot(y.clamp(min=0), C).float() * (y >= 0)[:, None]
+
+
+def graph_of(z, k=5, power=3.0):
+    return joined(torch.nn.functional.normalize(z - z.mean(0), dim=1), k, power)
+
+
+@pytest.mark.parametrize(("k", "power"), [(1, 1.0), (5, 3.0), (300, 2.0)])
+def test_the_graph_is_the_normalised_symmetric_one(k, power):
+    z, _, _ = rows()
+    weights = by_hand(z, k, power)
+    degree = weights.sum(1)
+    np.testing.assert_allclose(graph_of(z, k, power).to_dense(), weights / np.sqrt(np.outer(degree, degree)), atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.9])
+def test_spreading_ends_at_the_closed_form(alpha):
+    """Zhou et al. 2004, eq. 4: F* = (1 - alpha) (I - alpha S)^-1 Y."""
+    z, y, _ = rows()
+    graph = graph_of(z)
+    exact = (1 - alpha) * torch.linalg.solve(torch.eye(N).double() - alpha * graph.to_dense().double(), labels_of(y).double())
+    torch.testing.assert_close(
+        rooms.shares_of(spread(graph, labels_of(y), alpha)).double(), rooms.shares_of(exact), atol=2e-4, rtol=0
+    )
+
+
+def test_it_is_scikit_learns():
+    z, y, _ = rows()
+    weights = by_hand(z, 5, 3.0)
+    theirs = semi_supervised.LabelSpreading(kernel=lambda a, b: weights, alpha=0.8, max_iter=1000, tol=1e-9)
+    theirs.fit(z.numpy(), y.numpy())
+    ours = rooms.shares_of(spread(graph_of(z), labels_of(y), 0.8))
+    np.testing.assert_allclose(ours, theirs.label_distributions_, atol=2e-4)
+
+
+def test_a_row_far_from_every_label_keeps_its_proportions():
+    """A chain whose ends have labels: a label loses a factor of 20 a link, so its middle has some 1e-26 of each."""
+    length = 41
+    links = torch.diag(torch.full((length - 1,), 0.5), 1)
+    labels = torch.zeros(length, 2)
+    labels[0, 0] = labels[-1, 1] = 1
+    found = rooms.shares_of(spread((links + links.T).to_sparse_csr(), labels, 0.1))
+    exact = torch.linalg.solve(torch.eye(length).double() - 0.1 * (links + links.T).double(), labels.double())
+    torch.testing.assert_close(found.double(), rooms.shares_of(exact), atol=1e-3, rtol=0)
+    assert found[length // 2].tolist() == pytest.approx([0.5, 0.5], abs=1e-3)
+
+
+def test_scaling_reaches_the_prior_and_keeps_the_odds_ratios():
+    """Sinkhorn 1967: the limit is D1 p D2, so (p_ic p_jd) / (p_id p_jc) stays, and both margins are met."""
+    p = torch.distributions.Dirichlet(torch.ones(C)).sample((N,)).double()
+    prior = torch.tensor([0.5, 0.3, 0.2]).double()
+    found = balanced(p, prior)
+    torch.testing.assert_close(found.mean(0), prior, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found.sum(1), torch.ones(N).double())
+    odds = [(q[:-1, 0] * q[1:, 1]) / (q[:-1, 1] * q[1:, 0]) for q in (p, found)]
+    torch.testing.assert_close(*odds)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.9])
+def test_cross_validation_is_spreading_without_the_fold(alpha):
+    z, y, _ = rows()
+    graph, known = graph_of(z), torch.nonzero(y >= 0)[:, 0]
+    fold = folds(y[known])
+    losses, exponent = rooms._held_out(graph, y, known, fold, C, alpha)
+    for number in range(rooms.FOLDS):
+        without = y.clone()
+        without[known[fold == number]] = -1
+        p = rooms.shares_of(calibrated(rooms.shares_of(spread(graph, labels_of(without), alpha)), exponent) + rooms.LEAST)
+        held = known[fold == number]
+        expected = -p[held, y[held]].log()
+        torch.testing.assert_close(losses[fold == number], expected, atol=5e-3, rtol=5e-3)
+
+
+def test_few_labels_choose_nothing():
+    z, y, _ = rows()
+    few = torch.full_like(y, -1)
+    for c in range(C):
+        few[torch.nonzero(y == c)[: rooms.FOLDS - 1, 0]] = c
+    assert chosen(graph_of(z), few, C, "auto") == (rooms.SAFE_ALPHA, 1.0)
+    assert chosen(graph_of(z), few, C, 0.3) == (0.3, 1.0)
+
+
+def test_calibration_makes_unseen_labels_likelier(monkeypatch):
+    """Labels that have travelled far are everywhere: raw shares are much flatter than the rows are mixed."""
+    z, y, truth = rows(2003, labeled=0.1)
+    one, raw = head(alpha=0.99), head(alpha=0.99)
+    one.fit(z, y)
+    monkeypatch.setattr(rooms, "chosen", lambda graph, y, classes, alpha: (alpha, 1.0))
+    raw.fit(z, y)
+    losses = [-found.predict(z).log_prob(truth)[y < 0].mean() for found in (one, raw)]
+    assert losses[0] < 0.9 * losses[1]
+
+
+def test_a_prediction_is_the_vote_of_the_nearest():
+    z, y, _ = rows()
+    one = head(k=5, power=3.0, alpha=0.8)
+    one.fit(z, y)
+    new, _, _ = rows(17, seed=4)
+    unit = torch.nn.functional.normalize(new - z.mean(0), dim=1)
+    cosines = unit @ torch.nn.functional.normalize(z - z.mean(0), dim=1).T
+    near = cosines.argsort(dim=1, descending=True)[:, :5]
+    weight = cosines.gather(1, near).clamp(min=rooms.LEAST) ** 3
+    votes = (one.p[near] * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True) + rooms.LEAST
+    torch.testing.assert_close(one.predict(new).probs, votes / votes.sum(1, keepdim=True))
+    alone = torch.cat([one.predict(new[i : i + 1]).probs for i in range(17)])
+    torch.testing.assert_close(alone, one.predict(new).probs)
+
+
+def test_unlabelled_rows_bend_the_boundary():
+    """Two rings with one label each: no line or nearest label parts them, a walk along them does."""
+    angle = torch.arange(400) / 200 * 2 * torch.pi
+    ring = (torch.arange(400) >= 200).long()
+    z = torch.stack([angle.cos(), angle.sin(), 2.0 * ring - 1, *torch.zeros(4, 400)], dim=1)
+    z[:, 2] *= 0.15
+    y = torch.full((400,), -1)
+    y[0], y[300] = 0, 1
+    one = head(2, k=3, alpha=0.99, power=8.0)
+    one.fit(z, y)
+    assert (one.predict(z).probs.argmax(1) == ring).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("prior", ["none", "uniform", "labels", (0.2, 0.3, 0.5)])
+def test_degenerate_tables(prior):
+    """One class, one label, twins, a row of zeros, fewer rows than neighbours: finite probabilities that sum to one."""
+    one = head(prior=prior)
+    z = torch.zeros(13, K)
+    z[5:] = torch.randn(8, K, generator=torch.Generator().manual_seed(0))
+    for y in (torch.tensor([1] * 13), torch.tensor([-1] * 12 + [2]), torch.tensor([0, 1] + [-1] * 11)):
+        one.fit(z, y)
+        p = one.predict(torch.cat([z, torch.randn(3, K)])).probs
+        assert p.isfinite().all()
+        torch.testing.assert_close(p.sum(1), torch.ones(16))
+    alone = head(prior=prior)
+    alone.fit(z[7:8], torch.tensor([2]))
+    assert alone.predict(z[7:9]).probs.argmax(1).tolist() == [2, 2]
+
+
+def test_a_prior_has_a_number_for_each_class():
+    found = list(LabelSpreading.check(LabelSpreading.Config(prior=(0.5, 0.5)), type("Resolved", (), {"shapes": head().shapes})))
+    assert found == ["model.head.prior has 2 numbers: expected 3, one a class."]

@@ -1,0 +1,90 @@
+"""suggest: a sheet of samples to label, read back by `--labels` once it is filled in."""
+
+import csv
+
+import numpy as np
+import pytest
+from command_line import call
+from PIL import Image
+
+from ssl_ae import latents
+from ssl_ae.data.dataset import DataSet
+
+
+def sheet_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def filled(path, digits, skip=()):
+    """The sheet with the true labels, as somebody types them in."""
+    train = DataSet.open(digits)
+    known = dict(zip(train.split("train").keys, train.labels("train"), strict=True))
+    rows = sheet_of(path)
+    lines = [f"{row['key']},{'' if place in skip else known[row['key']]},{row['thumbnail']}" for place, row in enumerate(rows)]
+    target = path.with_name("filled.csv")
+    target.write_text("\n".join(["key,label,thumbnail", *lines]) + "\n")
+    return target
+
+
+def test_the_sheet_comes_back_as_labels(pretrained, recipe, digits, here):
+    answer = call("suggest", pretrained, "--budget", 20, "--out", "sheet.csv", "--json").json
+    assert answer["rule"].startswith("typical codes")
+    assert answer["metrics"] == {"rows": 20.0, "labeled": 0.0}
+    rows, train = sheet_of("sheet.csv"), DataSet.open(digits).split("train")
+    assert len({row["key"] for row in rows}) == 20
+    for row in rows:
+        (at,) = np.flatnonzero(train.keys == row["key"])
+        stored = train.read(np.array([at]))[0, 0]
+        np.testing.assert_allclose(np.asarray(Image.open(here / row["thumbnail"])), stored * (255 / 16), atol=0.51)
+    labels = filled(here / "sheet.csv", digits, skip={3})
+    said = call("finetune", recipe(), "--out", pretrained, "--labels", labels, "--epochs", 1)
+    assert said.code == 0, said.stderr
+    assert "19 labels of" in said.stderr
+
+
+def test_after_finetuning_it_follows_the_doubts(finetuned, digits, here):
+    answer = call("suggest", finetuned, "--budget", 7, "--out", "sheet.csv", "--json").json
+    assert answer["rule"].startswith("smallest margins of ")
+    assert answer["metrics"]["rows"] == 7
+    assert 0 <= answer["metrics"]["margin"] < 1
+    again = call("suggest", finetuned, "--budget", 7, "--out", "again.csv", "--json").json
+    assert [row["key"] for row in sheet_of("sheet.csv")] == [row["key"] for row in sheet_of("again.csv")]
+    assert again["metrics"] == answer["metrics"]
+
+
+def test_a_label_that_is_there_is_not_asked_for_again(pretrained, recipe, digits, here):
+    call("suggest", pretrained, "--budget", 20, "--out", "sheet.csv")
+    labels = filled(here / "sheet.csv", digits)
+    assert call("finetune", recipe(), "--out", pretrained, "--labels", labels, "--epochs", 1).code == 0
+    more = call("suggest", pretrained, "--budget", 20, "--out", "more.csv", "--json").json
+    assert more["metrics"]["labeled"] == 20
+    assert not {row["key"] for row in sheet_of("sheet.csv")} & {row["key"] for row in sheet_of("more.csv")}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budget", 3, "--out", "sheet.txt"], "--out sheet.txt: the sheet is a CSV file"),
+        (["--budget", 3, "--out", "there.csv"], "there.csv exists, and what was made of it would be lost"),
+        (["--budget", 3, "--out", "pictures.csv"], "pictures-thumbnails exists"),
+        (["--budget", 0, "--out", "sheet.csv"], "greater than or equal to 1"),
+        (["--budget", 3, "--out", "sheet.csv", "--method", "joint"], "holds no finetuned model"),
+    ],
+)
+def test_what_is_refused(pretrained, here, words, message):
+    (here / "there.csv").write_text("key,label\na,1\n")
+    (here / "pictures-thumbnails").mkdir()
+    answer = call("suggest", pretrained, *words)
+    assert answer.code == 2
+    assert message in " ".join(answer.stderr.split())
+    assert (here / "there.csv").read_text() == "key,label\na,1\n"
+    assert not (here / "sheet.csv").exists()
+
+
+def test_typical_rows_are_of_the_codes(pretrained, here):
+    """One row asked for is the medoid: the code nearest to the mean of all."""
+    call("suggest", pretrained, "--budget", 1, "--out", "one.csv")
+    table = latents.read(pretrained / "latents" / "train")
+    nearest = np.linalg.norm(table.z - table.z.mean(0), axis=1).argmin()
+    assert [row["key"] for row in sheet_of("one.csv")] == [table.keys[nearest]]
