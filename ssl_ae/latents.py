@@ -98,9 +98,7 @@ def read(folder: Path) -> Latents:
     parts = [_read_part(folder / name, footers.get(name)) for name in manifest["parts"]]
     rows = sum(part.rows for part in parts)
     if rows != manifest["rows"]:
-        raise DataError(
-            f"{folder}: {rows} rows, but its manifest says {manifest['rows']}. Remove that and extract again."
-        )
+        raise DataError(f"{folder}: {rows} rows, but its manifest says {manifest['rows']}. Remove that and extract again.")
     labels = np.concatenate([_filled(part["label"]) for part in parts])
     return Latents(
         keys=np.concatenate([part["key"] for part in parts]),

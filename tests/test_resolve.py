@@ -107,3 +107,25 @@ def test_unknown_components(kind, model):
 
 def test_data_without_labels_takes_any_head():
     assert resolved(y=None).shapes.classes is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"pretrain": {"ema": 0.99}}, "a.yaml: pretrain.ema = 0.99: the average is not kept in shards (parallel: fsdp)."),
+        ({"finetune": {"ema": 0.9}}, "a.yaml: finetune.ema = 0.9: the average is not kept in shards (parallel: fsdp)."),
+        (
+            {"pretrain": {"optimizer": {"name": "sgd"}}},
+            "a.yaml: pretrain.optimizer.name = sgd: torch's fused kernel of it takes no",
+        ),
+        ({"compile": True}, "a.yaml: compile = true: does not go with parallel: fsdp. Set compile: false, or set parallel: ddp."),
+        (
+            {"model": {"decoder": {"name": "linear"}, "regularizers": [{"name": "unit_norm"}]}},
+            "a.yaml: model.regularizers.0 (builtins/unit_norm): changes whole weights after a step",
+        ),
+    ],
+)
+def test_what_does_not_go_with_shards_is_refused(given, message):
+    found = complaints(**given, parallel="fsdp")
+    assert any(line.startswith(message) and line.endswith("parallel: ddp.") for line in found), found
+    resolved(**given, parallel="ddp")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssl_ae.distributed.meeting import GO_ON, Meeting, own_store
-from ssl_ae.distributed.parallel import (
+from ssl_ae.distributed.sharding import (
     Shards,
     cut,
     gather,

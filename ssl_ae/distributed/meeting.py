@@ -12,6 +12,8 @@ import time
 import uuid
 from collections.abc import Callable
 from itertools import count
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import torch.distributed as dist
 
@@ -68,37 +70,57 @@ class Meeting:
         self._ended = threading.Event()
         self._store.set(_pulse(rank), "0")
         self._watched = [_pulse(other) for other in (range(world) if rank == 0 else (0,))]
+        self._questions: SimpleQueue = SimpleQueue()
+        threading.Thread(target=self._answer, name="store", daemon=True).start()
         self._thread = threading.Thread(target=self._tick, args=[store.clone()], name="pulse", daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
         """Return when every rank is here. Raises RankLost when one has not ticked for the time-out."""
         self._met += 1
-        here, all_here = f"meeting/{self._met}", f"meeting/{self._met}/all"
-        try:
-            if self._store.add(here, 1) == self._world:
-                self._store.set(all_here, "")
-                for key in (f"meeting/{self._met - 1}", f"meeting/{self._met - 1}/all"):
-                    self._store.delete_key(key)  # whoever is here has left the meeting before
-                return
-            ticks, pause = {}, SHORTEST_PAUSE_SECONDS
-            while not self._store.check([all_here]):
-                time.sleep(pause)
-                if pause < LONGEST_PAUSE_SECONDS:
-                    pause *= 1.5
-                else:
-                    self._check(ticks)
-        except dist.DistNetworkError as error:
-            raise RankLost(f"the connection to the other ranks is gone ({error}). {GO_ON}") from error
+        here, all_here, before = f"meeting/{self._met}", f"meeting/{self._met}/all", f"meeting/{self._met - 1}"
+        if self._ask(lambda store: store.add(here, 1)) == self._world:
+            self._ask(lambda store: store.set(all_here, ""))
+            # whoever is here has left the meeting before
+            self._ask(lambda store: [store.delete_key(key) for key in (before, f"{before}/all")])
+            return
+        ticks, pause = {}, SHORTEST_PAUSE_SECONDS
+        while not self._ask(lambda store: store.check([all_here])):
+            time.sleep(pause)
+            if pause < LONGEST_PAUSE_SECONDS:
+                pause *= 1.5
+            else:
+                self._check(ticks)
 
     def close(self) -> None:
         self._ended.set()
         self._thread.join(2 * TICK_SECONDS)
+        self._questions.put(None)
+
+    def _ask(self, question: Callable[[dist.Store], Any]) -> Any:
+        """What the store answers; asked by a thread, because a store's sockets wait forever for a network that is gone."""
+        answer: SimpleQueue = SimpleQueue()
+        self._questions.put((question, answer))
+        try:
+            found, error = answer.get(timeout=self._timeout_seconds)
+        except Empty:
+            raise RankLost(f"the ranks' store has not answered for {self._timeout_seconds:g} s. {GO_ON}") from None
+        if error is not None:
+            raise RankLost(f"the connection to the other ranks is gone ({error}). {GO_ON}") from error
+        return found
+
+    def _answer(self) -> None:
+        while (asked := self._questions.get()) is not None:
+            question, answer = asked
+            try:
+                answer.put((question(self._store), None))
+            except dist.DistError as error:
+                answer.put((None, error))
 
     def _check(self, ticks: dict[str, tuple[bytes, float]]) -> None:
         """Note who ticked and when; only silence that was listened to counts."""
         now = time.monotonic()
-        for key, tick in zip(self._watched, self._store.multi_get(self._watched), strict=True):
+        for key, tick in zip(self._watched, self._ask(lambda store: store.multi_get(self._watched)), strict=True):
             last, at = ticks.get(key, (tick, now))
             ticks[key] = (tick, at if tick == last else now)
             if now - ticks[key][1] > self._timeout_seconds:
