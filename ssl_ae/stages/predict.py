@@ -96,7 +96,7 @@ def predict(
     with tempfile.TemporaryDirectory(prefix="ssl-ae-") as aside:
         source = open_any(data, predictor.card.x, Path(aside), reporter, options)
         features = features_for(predictor.card.x, source.card.x, data, reporter)
-        files.make_folder(out.parent)
+        files.sweep(files.make_folder(out.parent), out.name)  # what a killed prediction left of the same file
         for name in source.card.splits:
             split = source.split(name)
             with reporter.bar(f"predict {name}", split.rows) as advance:
