@@ -36,6 +36,7 @@ class Shards(nn.Module):
         self.model = model
         device = next(model.parameters()).device.type
         fully_shard(self, mesh=init_device_mesh(device, (dist.get_world_size(),)), reshard_after_forward=False)
+        self.set_force_sum_reduction_for_comms(True)  # gloo multiplies no float32 on the way
         self.set_gradient_divide_factor(1.0)  # sums: the objective has divided by the rows of all ranks
 
     def forward(self, step: nn.Module, *arguments: Any) -> Tensor:
