@@ -133,10 +133,14 @@ def _csv_batches(path: Path) -> Iterator[dict[str, np.ndarray]]:
         with pa.csv.open_csv(path) as first:
             names = first.schema.names
         _refuse_repeated(path, names)
+        names_alone = True
         as_text = pa.csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
         with pa.csv.open_csv(path, convert_options=as_text) as batches:
             for batch in batches:
                 yield {name: _to_numpy(pa.chunked_array([batch.column(name)])) for name in names}
+                names_alone = False
+        if names_alone:
+            yield {name: np.empty(0, dtype=object) for name in names}
 
 
 @contextlib.contextmanager

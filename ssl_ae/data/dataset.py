@@ -87,7 +87,10 @@ class Split:
         if self._remote and len(rows):
             shards = np.searchsorted(self._starts, rows, side="right") - 1
             _, first = np.unique(shards, return_index=True)
-            self._remote.expect([self._shards[index] for index in shards[np.sort(first)].tolist()])
+            wanted = shards[np.sort(first)].tolist()
+            if len(wanted) == 1 and wanted[0] + 1 < len(self._shards):
+                wanted.append(wanted[0] + 1)  # who reads from one shard alone goes through them in order
+            self._remote.expect([self._shards[index] for index in wanted])
 
     def _keys_of(self, index: int) -> list[str]:
         known = self._remote.keys_of(self._shards[index]) if self._remote else None

@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ SILENCE_SECONDS = 60  # without a byte: an interrupted transfer
 CACHE_GB = 20.0
 FETCHERS = 4  # shards at once
 TOUCH_SECONDS = 60  # between two marks that a shard is in use
+ROOM = ".room.tmp"  # ends the name of a file as long as a shard that is on its way
 STALE_SECONDS = 3600  # a half file that nobody has written to for so long is nobody's
 TAR = re.compile(r"[^/\\.][^/\\]*\.tar")
 
@@ -185,7 +187,10 @@ class Remote:
     def _fetch(self, shard: Shard, path: Path) -> None:
         if shard.bytes > self._bound:
             raise DataError(f"{self.url}/{shard.file} has {shard.bytes:,} bytes, more than SSL_AE_CACHE_GB allows. Allow more.")
-        self._make_room(shard.bytes)
+        with self._room(shard.bytes):
+            self._fetch_whole(shard, path)
+
+    def _fetch_whole(self, shard: Shard, path: Path) -> None:
         if known := self._damaged.get(shard.sha256):
             raise known
         for last in (False, True):  # what was damaged on the way may arrive whole the second time
@@ -233,23 +238,36 @@ class Remote:
         except Exception as error:  # each library has errors of its own
             raise DataError(f"{self.url} cannot be listed: {_said(error)}. Check the address and the credentials.") from error
 
-    def _make_room(self, size: int) -> None:
+    @contextlib.contextmanager
+    def _room(self, size: int) -> Iterator[None]:
+        """Keep so many bytes of the cache for the block, whoever else fetches meanwhile."""
+        kept = self._shards / f".{uuid.uuid4().hex}{ROOM}"
+        with self._lock("room"):
+            self._remove_unused(size)
+            with open(kept, "wb") as file:
+                file.truncate(size)  # a hole: its length is counted, and takes no place on the disk
+        try:
+            yield
+        finally:
+            kept.unlink(missing_ok=True)
+
+    def _remove_unused(self, size: int) -> None:
         """Remove the shards that are unused for longest until there is room; a map that somebody holds stays readable."""
-        lying = []
-        for path in self._shards.glob("*.tar"):
+        taken, lying = size, []
+        for path in self._shards.iterdir():
             with contextlib.suppress(OSError):
                 status = path.stat()
-                lying.append((status.st_atime_ns, status.st_size, path))
-        for half in self._shards.glob(".*.tmp"):  # of a process that was killed
-            with contextlib.suppress(OSError):
-                if time.time() - half.stat().st_mtime > STALE_SECONDS:
-                    half.unlink()
-        excess = sum(entry[1] for entry in lying) + size - self._bound
+                if path.name.endswith(".tmp") and time.time() - status.st_mtime > STALE_SECONDS:
+                    path.unlink()  # of a process that was killed
+                elif path.suffix == ".tar":
+                    lying.append((status.st_atime_ns, status.st_size, path))
+                if path.suffix == ".tar" or path.name.endswith(ROOM):
+                    taken += status.st_size
         for _, freed, path in sorted(lying):
-            if excess <= 0:
+            if taken <= self._bound:
                 return
             path.unlink(missing_ok=True)
-            excess -= freed
+            taken -= freed
 
     @contextlib.contextmanager
     def _lock(self, name: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ import torch
 from ssl_ae import distributed, files, latents, runs
 from ssl_ae.checkpoint import write_weights
 from ssl_ae.data.loading import Feed, Table
-from ssl_ae.errors import CheckpointError, RecipeError
+from ssl_ae.errors import CheckpointError, RecipeError, listing
 from ssl_ae.model import Model, on_codes
 from ssl_ae.plan import finetuning, head_training
 from ssl_ae.recipe import Finetune
@@ -31,6 +31,7 @@ from ssl_ae.stages.workspace import Workspace, only_writer
 from ssl_ae.tracking import Tracker
 from ssl_ae.training import Progress
 
+CLASSES_SHOWN = 12
 SPLITS = ("train", "val")  # whose latents a head needs: one to learn from, one to be judged on
 
 
@@ -59,6 +60,7 @@ def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = Non
     state = ws.claim(stage, inputs, restart)  # only now: damaged data must not leave a stage behind
     name = f"finetune {stage.path.name}"
     ws.reporter.say(f"{name}: {labels.count:,} labels of {len(labels.y):,} train rows")
+    warn_of_unlabelled_classes(ws, labels)
     with ws.tracker(stage, f"finetune/{stage.path.name}") as tracker:
         if training.mode == "sequential":
             model, progress = train_head(origin, labels, stage, tracker, name, state == "resume")
@@ -72,6 +74,17 @@ def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = Non
                 log_model(ws, stage, tracker)
                 stage.finish(metrics)
     return ws.outcome("finetune", stage, method=stage.path.name)
+
+
+def warn_of_unlabelled_classes(ws: Workspace, labels: Labels) -> None:
+    """A class that no label shows is never learned, and nothing else would tell."""
+    if ws.card.y.task != "classes":
+        return
+    counts = np.bincount(labels.y[labels.known], minlength=len(ws.card.y.names))
+    absent = [repr(name) for name, count in zip(ws.card.y.names, counts, strict=True) if not count]
+    if absent:
+        shown = absent if len(absent) <= CLASSES_SHOWN else [*absent[:CLASSES_SHOWN], f"{len(absent) - CLASSES_SHOWN} more"]
+        ws.reporter.warn(f"no train row has a label of class {listing(shown, 'and')}: such samples will be taken for others.")
 
 
 def extract_missing(origin: Workspace, ws: Workspace) -> None:

@@ -13,7 +13,7 @@ from ssl_ae.tracking.reach import first_line, reach, reason_of
 
 INTERVAL_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
-KNOCK_SECONDS = 3.0  # that a server which has not answered yet may take to say that it is there
+KNOCK_SECONDS = 5.0  # that a server which has not answered yet may take to say that it is there
 
 
 class Courier:

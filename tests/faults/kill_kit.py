@@ -24,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 WITNESS = "SSL_AE_TEST_WITNESS"  # the folder where each rank writes down the rows of each step before it makes it
+KILL_AT = "SSL_AE_TEST_KILL_AT"  # the step before which the process dies by SIGKILL
 PATIENCE_SECONDS = 30.0  # that a rank may take to notice that another one died
 
 
@@ -116,6 +117,12 @@ class Campaign:
                 return True
         return False
 
+    def kill_at(self, step: int) -> None:
+        """Kill one rank before it makes this step."""
+        ended = self._run(environment={KILL_AT: str(step)})
+        assert ended.codes == [-signal.SIGKILL], ended
+        self.tried += 1
+
     def end(self) -> Ended:
         """The same command, left alone."""
         ended = self._run()
@@ -200,6 +207,8 @@ def observe_steps() -> None:
             place = os.open(Path(folder) / f"rank-{rank}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.write(place, line.encode())
             os.close(place)
+        if os.environ.get(KILL_AT) == str(step):
+            os.kill(os.getpid(), signal.SIGKILL)
         make(self, run, batches, step)
 
     Stepper.make = witnessed

@@ -160,11 +160,18 @@ def prepared(server, tmp_path_factory) -> Path:
 
 
 def test_a_few_kills(server, tmp_path):
+    """In the third epoch of four, when the first is surely saved, in the last, and at a random moment."""
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (2_003, 1, 4, 4), dtype=np.uint8), rng.integers(0, 2, 2_003)  # whose pictures are quickly drawn
-    fields = {"model.decoder.likelihood": "bernoulli", "pretrain": {"epochs": 3, "batch_size": 128, "log_every": 3}}
+    fields = {"model.decoder.likelihood": "bernoulli", "pretrain": {"epochs": 4, "batch_size": 128, "log_every": 3}}
     job = Job(server, prepare(server, tmp_path, x, y, fields), "pretrain", 1)
-    job.survives(3, random.Random(7))
+    campaign = job.begin("killed")
+    for step in (40, 50):  # of 57: an epoch has 1,803 / 128 steps
+        campaign.kill_at(step)
+    campaign.kill(1, job.seconds, random.Random(7))
+    campaign.end()
+    assert "resuming pretrain at step " in campaign.told[1]
+    check(job, campaign)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ class Gate:
 
     def __init__(self, backend: int) -> None:
         self.state = "open"
-        self.asked = 0  # connections met, in whatever state
+        self.failed = 0  # requests that were left without a right answer; where it is shut there is nobody to count
         self._backend = backend
         self._ending = False
         with socket.socket() as probe:
@@ -55,7 +55,7 @@ class Gate:
             if not select.select([listener], [], [], 0.02)[0]:
                 continue
             client, _ = listener.accept()
-            self.asked += 1
+            self.failed += self.state != "open"
             if self.state == "hung":
                 held.append(client)
             else:
@@ -70,15 +70,14 @@ class Gate:
                 client.sendall(FAILURE)
                 return
             with socket.create_connection(("127.0.0.1", self._backend)) as server:
-                while True:  # what is under way when the state changes stalls with it
+                stalled = False
+                while not self._ending:  # what is under way when the state changes stalls, and stays so
                     ready = select.select([client, server], [], [], 0.05)[0]
-                    if self.state in ("hung", "500"):
+                    if stalled or (ready and self.state != "open"):
+                        self.failed += not stalled
+                        stalled = True
                         time.sleep(0.05)
-                        if self._ending:
-                            return
                         continue
-                    if self.state == "shut":
-                        return
                     for side in ready:
                         data = side.recv(65_536)
                         if not data:
