@@ -3,7 +3,8 @@
     python -m tests.benchmarks.sampler [--rows 1000000000] [--ranks 1000] [--batch 256000]
 
 No sample is read: this is the order alone, as `Feed` asks for it, from the beginning of an epoch and from the middle of one, as
-a resumed run does: windows are drawn one after another, so that takes as long as drawing half an epoch. Times are the processor's.
+a resumed run does: windows are drawn one after another, so that takes as long as drawing half an epoch.
+Times are the processor's.
 """
 
 from __future__ import annotations
