@@ -63,14 +63,14 @@ SHARDED = [
 ]
 
 
-def prepared(name, micro, adamw=False, shards=False, **more):
+def prepared(name, micro, adamw=False, shards=False, dtype=torch.float64, **more):
     """A trainer of the scenario on this rank, and its first batch."""
     mode, sections = SCENARIOS[name]
     for stage in ("pretrain", "finetune"):
         sections = sections | {stage: sections[stage] | {"micro_batches": micro} | ({"optimizer": ADAMW} if adamw else {})}
     found = resolved(**sections)
-    feed = feed_of(X, Y, rank=distributed.rank(), world=distributed.world())
-    trainer = trainer_of(found, mode, feed, fresh(found), shards=shards, **more)
+    feed = feed_of(X, Y, dtype=dtype, rank=distributed.rank(), world=distributed.world())
+    trainer = trainer_of(found, mode, feed, fresh(found, dtype=dtype), shards=shards, **more)
     trainer.validate = judge(trainer, feed) if mode == "pretrain" else (lambda model, objective: {})
     (batch,) = feed.batches([(trainer.runs[0].phase.draw, 0)])
     return trainer, batch
@@ -148,4 +148,8 @@ def work(rank, world, port, folder):
             (checkpoint,) = distributed.from_main([whole["checkpoint"]])
             sharded["from whole"] = resumed(name, 2, checkpoint, adamw=True, shards=True)
             results |= {f"whole {name}": whole, f"sharded {name}": sharded}
+        # gloo reduces single precision by other kernels
+        results["float32"] = [
+            train("joint", 2, shards=shards, adamw=True, dtype=torch.float32)["kept"] for shards in (False, True)
+        ]
     torch.save(results, folder / f"rank-{rank}.pt")

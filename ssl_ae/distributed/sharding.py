@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_ae.errors import RecipeError
+
+# torch's kinds of sharded tensors, once a model is sharded: importing them imports torch's compiler, which takes seconds
+_kinds: tuple[type, ...] = ()
 
 
 class Shards(nn.Module):
@@ -33,9 +33,16 @@ class Shards(nn.Module):
                     f"parallel: fsdp: the parameter {name} has no dimension to cut. Its plugin must give it the shape (1,); "
                     "until then, parallel: ddp."
                 )
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor import DTensor
+
+        global _kinds
+        _kinds = (DTensor,)
         self.model = model
         device = next(model.parameters()).device.type
         fully_shard(self, mesh=init_device_mesh(device, (dist.get_world_size(),)), reshard_after_forward=False)
+        self.set_force_sum_reduction_for_comms(True)  # gloo multiplies no float32 on the way
         self.set_gradient_divide_factor(1.0)  # sums: the objective has divided by the rows of all ranks
 
     def forward(self, step: nn.Module, *arguments: Any) -> Tensor:
@@ -95,13 +102,13 @@ def without_sync(step: nn.Module, skip: bool) -> contextlib.AbstractContextManag
 
 def own_part(value: Tensor) -> Tensor:
     """What this rank stores of a tensor; the same memory."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    return value.to_local() if isinstance(value, _kinds) else value
 
 
 def total_norm(gradients: list[Tensor]) -> Tensor:
     """|g| over everything, (), the same on every rank."""
     norm = nn.utils.get_total_norm([own_part(gradient) for gradient in gradients])
-    if not any(isinstance(gradient, DTensor) for gradient in gradients):
+    if not any(isinstance(gradient, _kinds) for gradient in gradients):
         return norm
     squares = norm.square()
     dist.all_reduce(squares)
@@ -110,7 +117,7 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
 
 def gather(tree: Any, everywhere: bool = False) -> Any:
     """The tree with every sharded tensor whole and on the host: on rank 0, or everywhere. Every rank must call it."""
-    if isinstance(tree, DTensor):
+    if isinstance(tree, _kinds):
         whole = tree.full_tensor()
         return whole.cpu() if everywhere or dist.get_rank() == 0 else torch.empty(0)
     if isinstance(tree, dict):
@@ -122,8 +129,10 @@ def gather(tree: Any, everywhere: bool = False) -> Any:
 
 def cut(whole: Any, like: Tensor) -> Any:
     """`whole` as `like` is stored: this rank's part of a tensor that is sharded, anything else as it is."""
-    if not isinstance(like, DTensor) or not isinstance(whole, Tensor) or whole.shape != like.shape:
+    if not isinstance(like, _kinds) or not isinstance(whole, Tensor) or whole.shape != like.shape:
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     # every rank has the whole, so nobody has to send it
     return distribute_tensor(whole.detach().to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 

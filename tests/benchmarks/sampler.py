@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.sampler [--rows 1000000000] [--ranks 1000] [--batch 256000]
 
-No sample is read: this is the order alone, as `Feed` asks for it, from the beginning of an epoch and from the middle of one, as a
-resumed run does: windows are drawn one after another, so that takes the time of drawing half an epoch.
+No sample is read: this is the order alone, as `Feed` asks for it, from the beginning of an epoch and from the middle of one, as
+a resumed run does: windows are drawn one after another, so that takes as long as drawing half an epoch.
+Times are the processor's.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def share(order: Order, k: int, given: argparse.Namespace) -> np.ndarray:
 
 
 def timed(work) -> tuple[object, float]:
-    started = time.perf_counter()
-    return work(), time.perf_counter() - started
+    started = time.process_time()
+    return work(), time.process_time() - started
 
 
 if __name__ == "__main__":

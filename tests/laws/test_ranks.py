@@ -97,6 +97,12 @@ def test_shards_of_the_model_train_as_the_whole(two_ranks, name):
             assert found == pytest.approx(expected, rel=1e-9)
 
 
+def test_shards_in_single_precision(two_ranks):
+    for rank in two_ranks:
+        whole, sharded = rank["float32"]
+        assert_same(sharded, whole, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", SHARDED)
 def test_a_checkpoint_of_shards_goes_on_anywhere(two_ranks, name):
     sharded = two_ranks[0][f"sharded {name}"]
