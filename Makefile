@@ -60,7 +60,7 @@ demo: .venv ## the whole job on handwritten digits: pretrain, extract, finetune,
 test: .venv ## run the tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
-# Some hours of kills, faults and hostile files; the fast part of them is in `make test` too.
+# An hour or two of kills, faults and hostile files; the fast part of them is in `make test` too.
 test-faults: .venv ## kill, damage, fill up and cut off everything, again and again
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 tests/faults -m "slow or not slow" --timeout 3600
 
