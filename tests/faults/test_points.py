@@ -138,11 +138,11 @@ def test_a_table_that_was_whole_before_is_never_mixed_with_another(tmp_path):
 def test_a_line_of_the_journal(tmp_path, torn):
     """Death at any byte of a line, or at the fsync of closing: complete lines stay, the torn one goes, nothing comes twice."""
     path = tmp_path / "rank-0.jsonl"
-    line = b'{"event": "metrics", "step": 2}\n'
+    line = b'{"event": "metrics", "time": 7, "step": 2, "values": {}}\n'
     for cut in range(0, len(line) + 1, 5):
         path.unlink(missing_ok=True)
         journal = Journal(path)
-        journal.append("metrics", step=1)
+        journal.append("metrics", step=1, values={})
         journal.close()
         before = path.read_bytes()
 
@@ -152,7 +152,7 @@ def test_a_line_of_the_journal(tmp_path, torn):
 
         assert run_child(die, torn=torn)[0] == -signal.SIGKILL
         journal = Journal(path)
-        journal.append("metrics", step=3)
+        journal.append("metrics", step=3, values={})
         journal.close()
         assert path.read_bytes().startswith(before)
         steps = [event["step"] for event, _ in read_events(path)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,7 @@ class Extraction:
         with no_denormals():  # as every stage runs
             for split in ws.card.splits:
                 folder = self.run / "latents" / split
+                shutil.rmtree(folder, ignore_errors=True)  # parts that are there are kept
                 write_split(ws, self.model, ws.data, split, folder, FACTS, columns_of(ws, scores=False, layer=None))
 
     def encoded(self) -> list[dict[str, np.ndarray]]:
