@@ -25,7 +25,7 @@ from tests.benchmarks.rows.vae_step import MODEL
 from tests.benchmarks.training_sides import images
 from tests.faults.tracking_kit import Gate
 
-ROWS, EPOCHS, BATCH = 60_000, 6, 128  # as many rows as MNIST's train split, of which a tenth is held out
+ROWS, EPOCHS, BATCH = 60_000, 4, 128  # as many rows as MNIST's train split, of which a tenth is held out
 ROUNDS = 5  # of some ten seconds a side
 
 
