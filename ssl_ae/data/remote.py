@@ -65,7 +65,7 @@ def opened(place: str | Path) -> Path | Remote:
             raise DataError(f"{place}: expected file:///FOLDER on this machine, an absolute path.")
         return Path(unquote(parts.path))
     if not parts.netloc:
-        raise DataError(f"{place}: expected {scheme}://HOST/FOLDER, or s3://BUCKET/FOLDER.")
+        raise DataError(f"{place}: expected {'s3://BUCKET' if scheme == 's3' else f'{scheme}://HOST'}/FOLDER.")
     return Remote(str(place), scheme)
 
 
