@@ -30,6 +30,7 @@ from ssl_ae.errors import RankLost, RecipeError
 __all__ = ["Shards", "cut", "gather", "load_weights", "on_this_rank", "own_part", "parallel", "total_norm", "without_sync"]
 
 TIMEOUT_SECONDS = 180.0  # for a rank that is dead or stopped; SSL_AE_TIMEOUT_SECONDS names another
+LEAVING_SECONDS = 2.0  # for ranks that fail or stop together; who fails alone must not keep the launcher waiting
 AGREE_EVERY = 8  # steps
 
 _meeting: Meeting | None = None  # of this process, while it is one of several ranks
@@ -57,20 +58,27 @@ def process_group(device: str) -> Iterator[torch.device]:
 @contextlib.contextmanager
 def _joined(backend: str) -> Iterator[None]:
     global _meeting
-    seconds = timeout_seconds()
+    seconds, patience = timeout_seconds(), LEAVING_SECONDS
     try:
         store, own, ranks = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
         store = own_store(store, own, ranks, seconds)
         _meeting = Meeting(store, own, ranks, seconds)
         dist.init_process_group(backend, store=store, rank=own, world_size=ranks, timeout=timedelta(seconds=seconds))
         yield
+        patience = seconds
+    except RankLost:
+        patience = None
+        raise
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
+            patience = None
             reason = str(error).strip().splitlines()[0][:200]
             raise RankLost(f"another rank is gone, or did not answer for {seconds:g} s ({reason}). {GO_ON}") from error
         raise
     finally:
         if _meeting is not None:
+            if patience is not None:
+                _meeting.leave(patience)
             _meeting.close()
             _meeting = None
         if dist.is_initialized():

@@ -5,6 +5,7 @@ A collective of torch's cannot do both: it waits for a fixed time, whatever the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -91,6 +92,14 @@ class Meeting:
                 pause *= 1.5
             else:
                 self._check(ticks)
+
+    def leave(self, patience_seconds: float) -> None:
+        """Say farewell. Rank 0, whose process may hold the store that others still read, stays until all have, or for so long."""
+        with contextlib.suppress(RankLost):
+            self._ask(lambda store: store.add("farewell", 1))
+            end = time.monotonic() + patience_seconds
+            while self._rank == 0 and self._ask(lambda store: store.add("farewell", 0)) < self._world and time.monotonic() < end:
+                time.sleep(START_PAUSE_SECONDS)
 
     def close(self) -> None:
         self._ended.set()
