@@ -76,3 +76,24 @@ def test_a_time_out_that_is_no_time_is_refused(monkeypatch, text):
     monkeypatch.setenv("SSL_AE_TIMEOUT_SECONDS", text)
     with pytest.raises(RecipeError, match=f'SSL_AE_TIMEOUT_SECONDS = "{text}": expected a positive number of seconds'):
         distributed.timeout_seconds()
+
+
+def test_rank_0_leaves_last(store):
+    """Its process may hold the store, and who still reads there would take the end for a fault."""
+    both = [Meeting(store, rank, 2, 60) for rank in (0, 1)]
+    with ThreadPoolExecutor(1) as pool:
+        leaving = pool.submit(both[0].leave, 60)
+        time.sleep(0.1)
+        assert not leaving.done()
+        both[1].leave(60)
+        leaving.result(timeout=10)
+    for each in both:
+        each.close()
+
+
+def test_who_fails_alone_does_not_wait_long(store):
+    alone = Meeting(store, 0, 2, 60)
+    started = time.monotonic()
+    alone.leave(0.1)
+    assert 0.1 <= time.monotonic() - started < 10
+    alone.close()
