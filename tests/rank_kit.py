@@ -2,8 +2,10 @@
 
 import copy
 import os
+import socket
 
 import torch
+import torch.multiprocessing as multiprocessing
 from engine_kit import Keep, MeanCode, feed_of, fresh, gradients, judge, resolved, rows, trainer_of, weights
 
 from ssl_ae import distributed
@@ -153,3 +155,12 @@ def work(rank, world, port, folder):
             train("joint", 2, shards=shards, adamw=True, dtype=torch.float32)["kept"] for shards in (False, True)
         ]
     torch.save(results, folder / f"rank-{rank}.pt")
+
+
+def of_two_ranks(work, folder):
+    """What `work(rank, world, port, folder)` left in folder/rank-R.pt, run by two processes that meet at a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(work, (2, port, folder), nprocs=2)
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]

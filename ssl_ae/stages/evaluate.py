@@ -7,6 +7,7 @@ import numpy as np
 from ssl_ae import distributed, files
 from ssl_ae import recipe as recipes
 from ssl_ae.errors import DataError
+from ssl_ae.model import Model
 from ssl_ae.registry import Registry
 from ssl_ae.runs import RECIPE, StageFolder
 from ssl_ae.stages.baselines import folder_of, predict_baselines
@@ -65,10 +66,14 @@ def workspace_of(ws: Workspace, stage: StageFolder) -> Workspace:
 
 def predict_split(ws: Workspace, method: str, split: str) -> np.ndarray:
     """(N, C) probabilities or (N, T) values of a finished method."""
+    return predict_rows(model_of(ws, StageFolder(ws.run / "finetune" / method)), ws.labeled_feed(split)).values
+
+
+def model_of(ws: Workspace, stage: StageFolder) -> Model:
+    """The model of a finished method, whose workspace this is. Raises CheckpointError where its weights are damaged."""
     model = ws.fresh_model(head=True)
-    model.load_state_dict(read_model(ws.resolved, StageFolder(ws.run / "finetune" / method).weights()))
-    model.to(ws.device)  # the buffers of a table head come from the file, so from the host
-    return predict_rows(model, ws.labeled_feed(split)).values
+    model.load_state_dict(read_model(ws.resolved, stage.weights()))
+    return model.to(ws.device)  # the buffers of a table head come from the file, so from the host
 
 
 def write(

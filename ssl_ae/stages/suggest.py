@@ -12,14 +12,13 @@ import numpy as np
 from ssl_ae import distributed, files
 from ssl_ae.choosing import margins, typical, uncertain
 from ssl_ae.errors import DataError, RecipeError
-from ssl_ae.stages.evaluate import workspace_of
+from ssl_ae.stages.evaluate import model_of, workspace_of
 from ssl_ae.stages.labels import Labels, labels_of
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.predict import finished_method, finished_methods
 from ssl_ae.stages.reconstruct import write_image
 from ssl_ae.stages.scoring import predict_rows
 from ssl_ae.stages.search import codes_of
-from ssl_ae.stages.stored import read_model
 from ssl_ae.stages.workspace import Workspace
 
 SPLIT = "train"  # the only one that anything is learnt from
@@ -95,9 +94,7 @@ def by_method(ws: Workspace, budget: int, method: str | None) -> Choice:
         )
     labeled = labels_of(own).known
     refuse_full(ws, labeled)
-    model = own.fresh_model(head=True)
-    model.load_state_dict(read_model(own.resolved, stage.weights()))
-    predictions = predict_rows(model.to(own.device), own.feed(SPLIT))
+    predictions = predict_rows(model_of(own, stage), own.feed(SPLIT))
     rows = uncertain(predictions.codes, predictions.values, budget, labeled, ws.recipe.seed)
     rule = f"smallest margins of {stage.path.name}, spread by k-means"
     return Choice(rows, rule, int(labeled.sum()), margins(predictions.values[rows]))

@@ -1,21 +1,13 @@
 """A row that is not a number on one rank of two: no rank makes that update, and nothing else changes."""
 
-import socket
-
 import pytest
-import torch
-import torch.multiprocessing as multiprocessing
 from faults.nonfinite_kit import BAD_STEP, LIMIT, work
+from rank_kit import of_two_ranks
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("nonfinite")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(work, (2, port, folder), nprocs=2)
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return of_two_ranks(work, tmp_path_factory.mktemp("nonfinite"))
 
 
 @pytest.mark.parametrize("where", ["on rank 0", "on rank 1"])

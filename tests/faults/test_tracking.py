@@ -93,7 +93,7 @@ def stored(client, run_id: str) -> dict:
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory):
-    with mlflow_server(tmp_path_factory.mktemp("server")) as port:
+    with mlflow_server(tmp_path_factory.mktemp("server")) as (port, _):
         yield port
 
 

@@ -86,12 +86,12 @@ class Gate:
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path) -> Iterator[int]:
-    """A real one on a store of its own below `folder`; its port."""
+def mlflow_server(folder: Path, store: str | None = None) -> Iterator[tuple[int, int]]:
+    """A real one on a store, by default one of its own below `folder`: its port, and the process group to stop it by."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/served.db"]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store or f"sqlite:///{folder}/served.db"]
     command += ["--artifacts-destination", (folder / "served").as_uri(), "--workers", "1", "--port", str(port)]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -106,6 +106,7 @@ def mlflow_server(folder: Path) -> Iterator[int]:
                     assert process.poll() is None
                     assert time.monotonic() < deadline
                     time.sleep(0.3)
-            yield port
+            yield port, process.pid
         finally:
+            os.killpg(process.pid, signal.SIGCONT)
             os.killpg(process.pid, signal.SIGTERM)

@@ -1,24 +1,16 @@
 """Two ranks equal one: real processes, gloo and DistributedDataParallel through the real Trainer, in float64."""
 
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from engine_kit import CPU, assert_same
-from rank_kit import SCENARIOS, SHARDED, few_rows, resumed, train, work
+from rank_kit import SCENARIOS, SHARDED, few_rows, of_two_ranks, resumed, train, work
 
 from ssl_ae import distributed
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(work, (2, port, folder), nprocs=2)
-    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    return of_two_ranks(work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")

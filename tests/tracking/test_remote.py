@@ -2,36 +2,18 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-import urllib.request
 
 import pytest
+from faults.tracking_kit import mlflow_server
 
 from ssl_ae.tracking import Tracker, sync
 
 
 @pytest.fixture
-def server(local_store, tmp_path, closed_port):
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", local_store, "--workers", "1"]
-    command += ["--artifacts-destination", (tmp_path / "served").as_uri(), "--port", str(closed_port)]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    address = f"http://127.0.0.1:{closed_port}"
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.3)
-            yield address, process.pid
-        finally:
-            os.killpg(process.pid, signal.SIGCONT)
-            os.killpg(process.pid, signal.SIGTERM)
+def server(local_store, tmp_path):
+    with mlflow_server(tmp_path, local_store) as (port, group):
+        yield f"http://127.0.0.1:{port}", group
 
 
 @pytest.mark.slow
