@@ -13,7 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssl_ae import distributed
-from ssl_ae.errors import RecipeError
 from ssl_ae.model import Model, Slice
 from ssl_ae.objective import Objective, StepMeans, count_rows
 from ssl_ae.optimizing import Watch, build_optimizer, build_schedule
@@ -121,23 +120,14 @@ class Stepper:
         return run
 
     def make(self, run: PhaseRun, batches: Sequence[Batch], step: int) -> None:
-        """Step number `step` of the training, over micro-batches. Raises RecipeError for batch normalisation of a single row."""
+        """Step number `step` of the training, over micro-batches."""
         self._enter(run)
         seed = seed_of(self.seed, step, distributed.rank())
         self._seed(seed)
-        try:
-            if run.replay is None:
-                self._launch(run, batches, seed)
-            else:
-                self._replay(run, batches, seed)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):  # torch's words
-                raise
-            raise RecipeError(
-                f"batch_size: of {run.phase.draw.uniform + run.phase.draw.labeled} rows over {distributed.world()} ranks in "
-                f"micro_batches = {self.training.micro_batches} a part has a single one, which batch normalisation cannot "
-                "normalise. Raise batch_size, take fewer ranks or micro_batches, or set batch_norm: false."
-            ) from error
+        if run.replay is None:
+            self._launch(run, batches, seed)
+        else:
+            self._replay(run, batches, seed)
         run.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)

@@ -108,10 +108,25 @@ class Trainer:
         Raises Stopped after saving, NonFiniteError.
         """
         if not self._patience_is_over():  # else it was killed after its last checkpoint
-            self._run()
+            try:
+                self._run()
+            except ValueError as error:
+                self._tell_of_single_rows(error)
+                raise
         if self._best_weights:
             self.result.load_state_dict(self._best_weights)
         return self.progress
+
+    def _tell_of_single_rows(self, error: ValueError) -> None:
+        """Raises RecipeError where torch found a part of a batch too small for its layers, which it says in words alone."""
+        if "more than 1 value per channel" not in str(error):
+            return
+        draw = self.runs[self.plan.at(self.progress.step)[0]].phase.draw
+        raise RecipeError(
+            f"batch_size: of {draw.uniform + draw.labeled} rows over {distributed.world()} ranks in "
+            f"micro_batches = {self.training.micro_batches} a part has a single one, which batch normalisation cannot "
+            "normalise. Raise batch_size, take fewer ranks or micro_batches, or set batch_norm: false."
+        ) from error
 
     def check_early_stopping(self) -> None:
         """Raises RecipeError where it watches what validation will not measure: now, not after an epoch."""
