@@ -99,10 +99,10 @@ class Workspace:
         return model.to(self.device)
 
     def load_pretrained(self, model: Model) -> Model:
-        """The pretrained encoder and decoder of this run into a model, whatever head it has."""
+        """The pretrained encoder and decoder of this run into a model, whatever head and regularizers it has."""
         weights = read_model(self.resolved, self.pretrained_weights())
         missing, unexpected = model.load_state_dict(weights, strict=False)
-        stray = [name for name in missing if not name.startswith("head.")] + list(unexpected)
+        stray = [name for name in missing if not name.startswith(("head.", "regularizers."))] + list(unexpected)
         if stray:
             raise CheckpointError(
                 f"{self.pretrained.path} does not fit this recipe: {', '.join(stray[:5])}. Use the recipe it was made with."
