@@ -132,16 +132,18 @@ def finetuning(resolved: Resolved, model: Model, mode: Mode, rows: int, labeled:
     alternate:   one step on l_X + its penalties, one step on l_Y, in turn
     end-to-end:  l_Y alone
 
-    Penalties that read the prediction stand beside l_Y, penalties of parameters alone stand by themselves. One pass counts as
-    many steps in every mode, so that methods compare at equal steps.
+    Penalties that read the prediction stand beside l_Y, penalties of parameters alone stand by themselves. Steps of l_Y
+    without l_X draw labelled rows alone, and a batch of uniform ones beside them where a penalty is of any row. One pass counts
+    as many steps in every mode, so that methods compare at equal steps.
     """
     training = resolved.recipe.finetune
     rebuild = RECONSTRUCTION + penalties(resolved, model, of_prediction=False)
     classify = SUPERVISED + penalties(resolved, model, of_prediction=True)
     weights = weight_penalties(resolved, model)
-    only_labeled = Draw(0, min(training.batch_size, labeled))
     size = min(training.batch_size, rows)
     epochs = passes(training, rows, size)
+    of_any_row = any(term.over is not Over.LABELED for term in classify.terms)
+    beside_labels = Draw(size if of_any_row else 0, min(training.batch_size, labeled))
     if mode == "joint":
         extra = round(training.labeled_fraction * size)
         objective = classify + training.alpha * rebuild + weights
@@ -149,13 +151,24 @@ def finetuning(resolved: Resolved, model: Model, mode: Mode, rows: int, labeled:
     elif mode == "alternate":
         phases = (
             Phase("reconstruct", rebuild + weights, AUTOENCODER, Draw(size), epochs),
-            Phase("classify", classify + weights, classifier(model), only_labeled, epochs),
+            Phase("classify", classify + weights, classifier(model), beside_labels, epochs),
         )
     elif mode == "end-to-end":
-        phases = (Phase("classify", classify + weights, classifier(model), only_labeled, epochs),)
+        phases = (Phase("classify", classify + weights, classifier(model), beside_labels, epochs),)
     else:
         raise RecipeError(f"finetune.mode = {mode}: the encoder does not train in this mode.")
     return Plan(phases, rows, size, rotate=mode == "alternate")
+
+
+def labels_only(resolved: Resolved, model: Model, rows: int, labeled: int) -> Plan:
+    """End-to-end without the terms of unlabelled rows: what the labels give by themselves, in as many steps."""
+    training = resolved.recipe.finetune
+    size = min(training.batch_size, rows)
+    draw = Draw(0, min(training.batch_size, labeled))
+    classify = SUPERVISED + penalties(resolved, model, of_prediction=True)
+    of_labels = Objective(tuple(term for term in classify.terms if term.over is Over.LABELED))
+    objective = of_labels + weight_penalties(resolved, model)
+    return Plan((Phase("classify", objective, classifier(model), draw, passes(training, rows, size)),), rows, size)
 
 
 def head_training(training: Finetune, rows: int, labeled: int) -> Plan:

@@ -10,6 +10,7 @@ from ssl_ae.data.sources.npz import Npz
 from ssl_ae.data.sources.sklearn import Named
 from ssl_ae.data.sources.tables import Table
 from ssl_ae.data.sources.webdataset import WebDataset
+from ssl_ae_builtins.consistency import Consistency
 from ssl_ae_builtins.contractive import Contractive
 from ssl_ae_builtins.conv import ConvDecoder, ConvEncoder
 from ssl_ae_builtins.distortion import Distortion
@@ -67,6 +68,7 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
         SparseKl,
         UnitNorm,
         Contractive,
+        Consistency,
         Ladder,
         PseudoLabels,
     ]
