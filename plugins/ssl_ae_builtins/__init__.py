@@ -25,6 +25,7 @@ from ssl_ae_builtins.lista import Lista
 from ssl_ae_builtins.mlp import MlpDecoder, MlpEncoder
 from ssl_ae_builtins.noise import Dropout, GaussianNoise, MaskingNoise, SaltPepper
 from ssl_ae_builtins.penalties import Kl, SparseL1, Weights
+from ssl_ae_builtins.pseudo_labels import PseudoLabels
 from ssl_ae_builtins.sparse_coding import SparseCoding
 from ssl_ae_builtins.sparse_kl import SparseKl
 from ssl_ae_builtins.stack import StackEncoder
@@ -69,6 +70,7 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
         Contractive,
         Consistency,
         Ladder,
+        PseudoLabels,
     ]
 
 
