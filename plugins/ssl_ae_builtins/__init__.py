@@ -31,6 +31,7 @@ from ssl_ae_builtins.sparse_kl import SparseKl
 from ssl_ae_builtins.stack import StackEncoder
 from ssl_ae_builtins.table_heads import Knn, Logistic
 from ssl_ae_builtins.unit_norm import UnitNorm
+from ssl_ae_builtins.vat import Vat
 
 
 @ssl_ae.hookimpl
@@ -69,6 +70,7 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
         UnitNorm,
         Contractive,
         Consistency,
+        Vat,
         Ladder,
         PseudoLabels,
     ]

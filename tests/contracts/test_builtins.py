@@ -22,6 +22,7 @@ from ssl_ae_builtins import (
     stack,
     table_heads,
     unit_norm,
+    vat,
 )
 
 from ssl_ae.registry import Registry
@@ -70,6 +71,7 @@ CASES = [  # (class, options, partners it is tried beside where the kit's plain 
         (consistency.Consistency, options)
         for options in [{"threshold": 0.2}, {"threshold": 0.2, "target": "soft", "sharpen": 0.5, "align": True}]
     ),
+    (vat.Vat, {}),
     (noise.Dropout, {}),
     (noise.GaussianNoise, {}),
     (noise.MaskingNoise, {"layers": ["input", "h1"]}),

@@ -56,6 +56,7 @@ IMPOSSIBLE = {
     **{(encoder, "sparse_kl"): ACTIVITY for encoder in ("linear", "factor_analysis", "sparse_coding", "lista")},
     **{(cls.name, "ladder"): RUNGS for cls in ENCODERS if cls.name != "ladder"},
     ("sparse_coding", "contractive"): CONSTANT_CODE,
+    ("sparse_coding", "vat"): CONSTANT_CODE,
 }
 
 
