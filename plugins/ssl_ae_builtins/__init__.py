@@ -13,6 +13,7 @@ from ssl_ae.data.sources.webdataset import WebDataset
 from ssl_ae_builtins.consistency import Consistency
 from ssl_ae_builtins.contractive import Contractive
 from ssl_ae_builtins.conv import ConvDecoder, ConvEncoder
+from ssl_ae_builtins.crop_flip import CropFlip
 from ssl_ae_builtins.distortion import Distortion
 from ssl_ae_builtins.factor_analysis import FactorAnalysisDecoder, FactorAnalysisEncoder
 from ssl_ae_builtins.grayscale import Grayscale
@@ -22,8 +23,9 @@ from ssl_ae_builtins.label_spreading import LabelSpreading
 from ssl_ae_builtins.ladder import Ladder, LadderDecoder, LadderEncoder
 from ssl_ae_builtins.linear import LinearDecoder, LinearEncoder
 from ssl_ae_builtins.lista import Lista
+from ssl_ae_builtins.mixup import Mixup
 from ssl_ae_builtins.mlp import MlpDecoder, MlpEncoder
-from ssl_ae_builtins.noise import Dropout, GaussianNoise, MaskingNoise, SaltPepper
+from ssl_ae_builtins.noise import ColumnSwap, Dropout, GaussianNoise, MaskingNoise, SaltPepper
 from ssl_ae_builtins.penalties import Kl, SparseL1, Weights
 from ssl_ae_builtins.pseudo_labels import PseudoLabels
 from ssl_ae_builtins.sparse_coding import SparseCoding
@@ -62,7 +64,10 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
         GaussianNoise,
         MaskingNoise,
         SaltPepper,
+        ColumnSwap,
         Distortion,
+        CropFlip,
+        Mixup,
         Grayscale,
         SparseL1,
         Kl,
