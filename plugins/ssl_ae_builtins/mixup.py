@@ -37,18 +37,20 @@ class Mixup(ssl_ae.Regularizer):
 
         x = mixed(batch.x)
         target = x if batch.target is batch.x else mixed(batch.target)
-        soft = self._probabilities(batch) if batch.soft is None else batch.soft
-        guess = None if batch.guess is None else mixed(batch.guess)
-        return replace(batch, x=x, target=target, soft=mixed(soft), guess=guess)
+        soft, guess = (None if value is None else mixed(value) for value in (self._probabilities(batch), batch.guess))
+        return replace(batch, x=x, target=target, soft=soft, guess=guess)
 
-    def _probabilities(self, batch: ssl_ae.Batch) -> Tensor:
-        """(B, C): 1 at the row's class; 0 in rows that have none, whose l_Y does not count."""
+    def _probabilities(self, batch: ssl_ae.Batch) -> Tensor | None:
+        """(B, C): 1 at the row's class; 0 in rows that have none, whose l_Y does not count. None for data without classes."""
+        if batch.soft is not None or self.shapes.classes is None:
+            return batch.soft
         return (batch.y[:, None] == torch.arange(self.shapes.classes, device=batch.y.device)).to(batch.x.dtype)
 
     @classmethod
     def check(cls, config: Config, recipe) -> Iterator[str]:
-        if recipe.shapes.classes is None:
-            yield "mixup mixes probabilities of classes, but the labels are none. Remove mixup."
+        y = recipe.card.y
+        if y is not None and y.task != "classes":
+            yield f"mixup mixes probabilities of classes, but labels of {recipe.card.name} are of kind {y.task}. Remove mixup."
 
 
 def partners(labeled: Tensor, generator: torch.Generator) -> Tensor:

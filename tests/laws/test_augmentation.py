@@ -193,7 +193,7 @@ def test_mixup_trains_in_every_mode_and_is_of_classes():
     x, y = rows(29, labeled=0.4)
     for mode in ("pretrain", "joint", "alternate", "end-to-end"):
         trainer_of(resolved(model={"regularizers": [{"name": "mixup"}]}), mode, feed_of(x, y)).run()
-    with pytest.raises(RecipeError, match=r"mixup mixes probabilities of classes, but the labels are none"):
+    with pytest.raises(RecipeError, match=r"mixup mixes probabilities of classes, but labels of kit are of kind regression"):
         resolved(
             y=Labels(task="regression", names=("u", "v")),
             model={"head": {"name": "gaussian"}, "regularizers": [{"name": "mixup"}]},

@@ -214,7 +214,7 @@ def test_it_needs_classes_and_an_average():
     entry = {"regularizers": [{"name": "consistency"}]}
     with pytest.raises(RecipeError, match=r"needs a teacher, the averaged model\. Set finetune\.ema"):
         resolved(model=entry)
-    with pytest.raises(RecipeError, match=r"consistency compares probabilities of classes, but the labels are none"):
+    with pytest.raises(RecipeError, match=r"consistency compares probabilities of classes, and kit has none"):
         resolved(
             y=Labels(task="regression", names=("u", "v")),
             model={**entry, "head": {"name": "gaussian"}},
