@@ -27,15 +27,23 @@ def check_all(plan: list[Stage], recipes: list[Recipe], source: str, reporter: R
             check_mode(resolved)
 
 
-def run_stages(recipe: Recipe, run: Path, source: str, reporter: Reporter, restart: bool = False, force: bool = False) -> Outcome:
-    """The outcome of the last stage, with every stage's outputs."""
+def run_stages(
+    recipe: Recipe,
+    run: Path,
+    source: str,
+    reporter: Reporter,
+    restart: bool = False,
+    force: bool = False,
+    published: bool = True,
+) -> Outcome:
+    """The outcome of the last stage, with every stage's outputs. `published` is the workspaces'."""
     registry, outcomes = Registry.discover(), []
     plan = [stage if isinstance(stage, Stage) else Stage(stage=stage) for stage in recipe.stages]
     recipes = [with_fields(recipe, stage.set, f"{source}: stages") for stage in plan]
     with distributed.process_group(recipe.device):
         check_all(plan, recipes, source, reporter, registry)
         for stage, chosen in zip(plan, recipes, strict=True):
-            with open_workspace(chosen, run, source, reporter, registry) as ws:
+            with open_workspace(chosen, run, source, reporter, registry, published) as ws:
                 options = {"restart": restart, "force": force} if stage.stage in RESTARTABLE else {}
                 outcomes.append(STAGES[stage.stage](ws, **options))
     last = outcomes[-1]
