@@ -1,0 +1,290 @@
+"""What a label curve compares: the methods of a recipe, and controls that do without unlabelled data or without a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+import numpy as np
+import torch
+
+from ssl_ae import checkpoint, distributed, files
+from ssl_ae.components import Config
+from ssl_ae.errors import RecipeError, did_you_mean, listing
+from ssl_ae.progress import Reporter
+from ssl_ae.recipe import Mode, ModelSection, Recipe, Stage, Training, with_fields
+from ssl_ae.registry import Registry
+from ssl_ae.resolve import Part, Resolved
+from ssl_ae.runs import StageFolder
+from ssl_ae.stages.baselines import (
+    PCA,
+    Components,
+    fit_components,
+    fit_linear,
+    networks_of,
+    predict_linear,
+    scaled,
+    train_labels_only,
+)
+from ssl_ae.stages.evaluate import predict_split, workspace_of
+from ssl_ae.stages.finetune import method_of
+from ssl_ae.stages.labels import labels_of
+from ssl_ae.stages.pipeline import run_stages
+from ssl_ae.stages.scoring import BATCH_ROWS, predict_rows, score, values_of
+from ssl_ae.stages.stored import resolve_stored
+from ssl_ae.stages.workspace import Workspace, open_workspace
+
+WHOLE = "recipe"  # the method that is all stages of the recipe, where they build on one another
+MODES = get_args(Mode)
+CONTROLS = "controls"  # the folder of what they share
+NOT_LINKED = ("journal", "mlflow_run_id", "checkpoint", "figures", ".*", "_map.png")  # what is written on, or nobody reads
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What all cells of a label curve share."""
+
+    recipe: Recipe
+    run: Path
+    source: str
+    split: str  # that methods are judged on
+
+
+class Method(Protocol):
+    """One line of the curve. `fields` are what its scores depend on, beside data, labels and split."""
+
+    name: str
+    control: bool
+
+    def fields(self, ws: Workspace) -> dict[str, Any]: ...
+
+    def scores(self, curve: Curve, recipe: Recipe, folder: Path) -> dict[str, float]:
+        """Figures of merit on the curve's split, of what the labels of `recipe` give. `folder` is the cell's own."""
+        ...
+
+
+@dataclass(frozen=True)
+class OfRecipe:
+    """Stages as `ssl-ae run` makes them after the one pretraining; the last that is finetuned is judged."""
+
+    name: str
+    stages: tuple[str | Stage, ...]
+    control = False
+
+    def fields(self, ws: Workspace) -> dict[str, Any]:
+        tree = ws.resolved.as_dict()
+        pretrained = ws.pretrained.record().get("sha256") if ws.pretrained.done else None
+        read = ("seed", "model", "finetune", "precision", "components")
+        stages = [entry if isinstance(entry, str) else entry.model_dump(mode="json") for entry in self.stages]
+        return {name: tree[name] for name in read} | {"stages": stages, "pretrained": pretrained}
+
+    def scores(self, curve: Curve, recipe: Recipe, folder: Path) -> dict[str, float]:
+        for name in ("pretrain", "latents"):
+            link(curve.run / name, folder / name)
+        chosen = recipe.model_copy(update={"stages": self.stages})
+        made = run_stages(chosen, folder, curve.source, Reporter(silent=True), published=False)
+        with open_workspace(recipe, folder, curve.source, Reporter(silent=True), published=False) as ws:
+            stage = StageFolder(folder / "finetune" / made.more["method"])
+            own = workspace_of(ws, stage)
+            return score(predict_split(own, stage.path.name, curve.split), own.labels(curve.split), own.card.y)
+
+
+@dataclass(frozen=True)
+class LabelsOnly:
+    """A network on the labels alone, as `baselines` trains it beside every finetuned model."""
+
+    name: str
+    changes: dict[str, Any]  # to the recipe, so that its head can be trained by steps
+    control = True
+
+    def fields(self, ws: Workspace) -> dict[str, Any]:
+        tree = with_fields(ws.recipe, self.changes).model_dump(mode="json")
+        return {name: tree[name] for name in ("seed", "model", "finetune", "precision")} | {"versions": ws.resolved.versions()}
+
+    def scores(self, curve: Curve, recipe: Recipe, folder: Path) -> dict[str, float]:
+        trainable = with_fields(recipe, self.changes)
+        with open_workspace(trainable, folder, curve.source, Reporter(silent=True), published=False) as ws:
+            labels = labels_of(ws)
+            own = replace(ws, resolved=networks_of(ws.resolved)[self.name])
+            model = train_labels_only(own, labels, own.feed("train", labels.y, labels.weight), self.name)
+            return judged(own, predict_rows(model, own.labeled_feed(curve.split)).values, curve.split)
+
+
+@dataclass(frozen=True)
+class PcaLinear:
+    """PCA and a linear model on the labels."""
+
+    name: str = PCA
+    control = True
+
+    def fields(self, ws: Workspace) -> dict[str, Any]:
+        return {"latent_dim": ws.recipe.model.latent_dim, "seed": ws.recipe.seed}
+
+    def scores(self, curve: Curve, recipe: Recipe, folder: Path) -> dict[str, float]:
+        with open_workspace(recipe, folder, curve.source, Reporter(silent=True), published=False) as ws:
+            linear = fit_linear(ws, labels_of(ws), components_of(ws, curve.run))
+            return judged(ws, predict_linear(ws, linear, ws.labeled_feed(curve.split)), curve.split)
+
+
+@dataclass(frozen=True)
+class PcaHead:
+    """PCA and a table head that learns from unlabelled rows too: what such a head gives without any network."""
+
+    name: str
+    head: str  # its full name
+    config: Config
+    control = True
+
+    def fields(self, ws: Workspace) -> dict[str, Any]:
+        version = Registry.discover().find("head", self.head).cls.version
+        options = self.config.model_dump(mode="json")
+        return PcaLinear().fields(ws) | {"head": self.head, "options": options, "version": version}
+
+    def scores(self, curve: Curve, recipe: Recipe, folder: Path) -> dict[str, float]:
+        with open_workspace(recipe, folder, curve.source, Reporter(silent=True), published=False) as ws:
+            z = {split: pca_codes(ws, curve.run, split) for split in ("train", curve.split)}
+            latent = z["train"].shape[1]
+            part = Part(Registry.discover().find("head", self.head), self.config)
+            head = part.build(replace(ws.resolved.shapes, x=(latent,), latent=latent))
+            head.fit(z["train"], torch.from_numpy(labels_of(ws).y))
+            with torch.inference_mode():
+                values = torch.cat([values_of(head.predict(some)) for some in z[curve.split].split(BATCH_ROWS)])
+            return judged(ws, values.float().cpu().numpy(), curve.split)
+
+
+def judged(ws: Workspace, values: np.ndarray, split: str) -> dict[str, float]:
+    return score(values, ws.labels(split), ws.card.y)
+
+
+def methods_of(recipe: Recipe, wanted: Sequence[str] | None) -> list[OfRecipe]:
+    """The lines that the recipe itself asks for, or those that the user names.
+
+    Each finetuning of the recipe is a method by itself, unless later stages build on earlier ones: then all together are one.
+    Raises RecipeError for a name that is no mode.
+    """
+    own = own_methods(recipe)
+    if wanted is None:
+        return own
+    by_name = {method.name: method for method in own} | {WHOLE: whole(recipe)}
+    found: dict[str, OfRecipe] = {}
+    for name in wanted:
+        if name not in (*MODES, *by_name):
+            allowed = list(dict.fromkeys([*MODES, *by_name]))
+            raise RecipeError(f"--methods {name}: expected some of {listing(allowed)}.{did_you_mean(name, allowed)}")
+        method = by_name.get(name) or of_mode(recipe, name)
+        found[method.name] = method
+    return list(found.values())
+
+
+def own_methods(recipe: Recipe) -> list[OfRecipe]:
+    kinds = [kind_of(entry) for entry in recipe.stages if kind_of(entry) != "evaluate"]
+    if "finetune" not in kinds:
+        raise RecipeError("stages: the recipe has no finetune stage, so it makes nothing of labels. Name modes with --methods.")
+    first, last = kinds.index("finetune"), len(kinds) - 1 - kinds[::-1].index("finetune")
+    if set(kinds[first : last + 1]) != {"finetune"}:
+        return [whole(recipe)]
+    methods = []
+    for entry in recipe.stages:
+        if kind_of(entry) == "finetune":
+            chosen = with_fields(recipe, {} if isinstance(entry, str) else entry.set, "stages")
+            methods.append(OfRecipe(method_of(chosen.finetune), (entry,)))
+    return _unique(methods)
+
+
+def kind_of(entry: Any) -> str:
+    """The stage that an entry of `stages` is; of what stands for several, its type."""
+    return entry if isinstance(entry, str) else entry.stage if isinstance(entry, Stage) else type(entry).__name__
+
+
+def whole(recipe: Recipe) -> OfRecipe:
+    return OfRecipe(WHOLE, tuple(entry for entry in recipe.stages if kind_of(entry) != "evaluate"))
+
+
+def of_mode(recipe: Recipe, mode: str) -> OfRecipe:
+    chosen = with_fields(recipe, {"finetune.mode": mode})
+    return OfRecipe(method_of(chosen.finetune), (Stage(stage="finetune", set={"finetune.mode": mode}),))
+
+
+def _unique(methods: Sequence[OfRecipe]) -> list[OfRecipe]:
+    """Two of one name are told apart by a number."""
+    seen: dict[str, int] = {}
+    found = []
+    for method in methods:
+        seen[method.name] = count = seen.get(method.name, 0) + 1
+        found.append(method if count == 1 else replace(method, name=f"{method.name}-{count}"))
+    return found
+
+
+def controls_of(resolved: Resolved, registry: Registry, source: str) -> list[Method]:
+    """Everything that the methods have to beat."""
+    task = resolved.card.y.task
+    heads = [e for e in registry.of_kind("head") if e.cls.fitted_at_once and e.cls.reads_unlabeled and task in e.cls.tasks]
+    names = [entry.cls.name for entry in heads]
+    controls: list[Method] = [*networks(resolved, registry, source), PcaLinear()]
+    for entry in heads:
+        own = entry.full_name == resolved.head.full_name
+        short = entry.cls.name if names.count(entry.cls.name) == 1 else entry.full_name.replace("/", "-")
+        controls.append(PcaHead(f"pca-{short}", entry.full_name, resolved.head.config if own else entry.cls.Config()))
+    return controls
+
+
+def networks(resolved: Resolved, registry: Registry, source: str) -> list[LabelsOnly]:
+    """The networks of labels alone. A head that is fitted at once teaches no network, so there it is the default head, and the
+    network trains as long and in the same way as the recipe's does on unlabelled rows."""
+    changes: dict[str, Any] = {}
+    if resolved.head.cls.fitted_at_once:
+        head = trained_head(resolved.card.y.task, registry)
+        if head is None:
+            return []
+        pretrain = resolved.recipe.pretrain.model_dump(mode="json")
+        training = {name: pretrain[name] for name in Training.model_fields}
+        finetune = resolved.recipe.finetune.model_dump(mode="json") | training | {"mode": "end-to-end"}
+        changes = {"model.head": {"name": head}, "finetune": finetune | {"solver": {"name": "steps"}}}
+        resolved = resolve_stored(with_fields(resolved.recipe, changes), registry, resolved.card, source)
+    return [LabelsOnly(name, changes) for name in networks_of(resolved)]
+
+
+def trained_head(task: str, registry: Registry) -> str | None:
+    """A head that is trained by steps, for this kind of labels: the default one where it is of the kind."""
+    default = ModelSection().head.name
+    able = [entry for entry in registry.of_kind("head") if not entry.cls.fitted_at_once and task in entry.cls.tasks]
+    able.sort(key=lambda entry: (entry.cls.name != default, entry.full_name))
+    return able[0].full_name if able else None
+
+
+def components_of(ws: Workspace, run: Path) -> Components:
+    """The principal components of the train split, computed once for all cells."""
+    facts = [ws.card.fingerprint, ws.resolved.scale, ws.recipe.model.latent_dim, ws.recipe.seed]
+    path = run / CONTROLS / f"pca-{files.digest(facts)[:8]}.safetensors"
+    with distributed.main_first() as main:
+        if main and not path.exists():
+            found = fit_components(ws)
+            checkpoint.write_weights(path, {name: torch.from_numpy(value) for name, value in vars(found).items()}, "")
+    return Components(**{name: value.numpy() for name, value in checkpoint.read_weights(path).items()})
+
+
+def pca_codes(ws: Workspace, run: Path, split: str) -> torch.Tensor:
+    """(N, K) float32."""
+    rows = ws.data.split(split)
+    return torch.from_numpy(components_of(ws, run).codes(scaled(ws, rows.read(np.arange(rows.rows))))).float()
+
+
+def link(source: Path, target: Path) -> None:
+    """What a finished stage holds under another name: files have one copy, and whoever replaces one replaces it for himself."""
+    if not source.exists() or target.exists():
+        return
+    with files.folder_aside(target) as aside:
+        ignored = shutil.ignore_patterns(*NOT_LINKED)
+        shutil.copytree(source, aside, dirs_exist_ok=True, ignore=ignored, copy_function=_linked)
+        files.move_folder(aside, target)
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
