@@ -162,8 +162,8 @@ class Finetune(Training):
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="weights that encoder and decoder start from")
     baselines: bool = Field(
         True,
-        description="also train on the same labels: the labels-only network, where the recipe has perturbations once with and once "
-        "without them, and PCA + logistic regression",
+        description="also train on the same labels: the labels-only network, without and with the recipe's perturbations, and "
+        "PCA + logistic regression",
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from ssl_ae.figures.page import CLASS_COLORS, FAINT, INK, LEGEND, PAPER, counted, joined, page, style
 
@@ -79,6 +79,6 @@ def _scale(axes: Axes, lines: Mapping[str, Points], unit: float) -> None:
     if lowest.min() > 0 and means.max() > WIDE_RANGE * means.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(axis="y", color=PAPER if axes.get_yscale() == "linear" else FAINT, linewidth=0.6)

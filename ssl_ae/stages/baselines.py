@@ -125,7 +125,8 @@ def fit_components(ws: Workspace) -> Components:
     step = -(-split.rows // PCA_ROWS)
     x = scaled(ws, split.read(np.arange(0, split.rows, step)))
     pca = ScikitPCA(min(ws.recipe.model.latent_dim, *x.shape), random_state=ws.recipe.seed).fit(x)
-    return Components(pca.mean_, pca.components_, np.sqrt(np.maximum(pca.explained_variance_, 1e-12)))
+    # contiguous, as when they are read from a file: products of the same numbers in another order in memory differ in a bit
+    return Components(pca.mean_, np.ascontiguousarray(pca.components_), np.sqrt(np.maximum(pca.explained_variance_, 1e-12)))
 
 
 def fit_linear(ws: Workspace, labels: Labels, components: Components) -> dict[str, Tensor]:

@@ -191,7 +191,8 @@ def own_methods(recipe: Recipe) -> list[OfRecipe]:
     for entry in recipe.stages:
         if kind_of(entry) == "finetune":
             chosen = with_fields(recipe, {} if isinstance(entry, str) else entry.set, "stages")
-            methods.append(OfRecipe(method_of(chosen.finetune), (entry,)))
+            another = "" if chosen.model.head.name == recipe.model.head.name else f"-{chosen.model.head.name.split('/')[-1]}"
+            methods.append(OfRecipe(method_of(chosen.finetune) + another, (entry,)))
     return _unique(methods)
 
 

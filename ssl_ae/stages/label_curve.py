@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from ssl_ae import distributed, files, tables
@@ -70,11 +71,11 @@ def label_curve(recipe: Recipe, run: Path, source: str, reporter: Reporter, want
         reporter.silent = reporter.silent or not distributed.is_main()
         methods = methods_of(recipe, wanted.methods)
         controls = check(curve, methods, wanted, registry, reporter)
-        pretrain_once(curve, methods, registry, reporter, wanted.restart)
+        extracted = pretrain_once(curve, methods, reporter, wanted.restart)
         with open_workspace(recipe, run, source, reporter, registry) as ws:
             if wanted.restart:
                 start_over(run)
-            if ws.pretrained.done:
+            if ws.pretrained.done and not extracted:
                 extract(ws, HEAD_SPLITS)
             components_of(ws, run)
             cells = cells_of(curve, ws, [*methods, *controls], wanted.labels, wanted.seeds)
@@ -106,8 +107,11 @@ def check(curve: Curve, methods: Sequence[OfRecipe], wanted: Wanted, registry: R
     return controls_of(resolved, registry, curve.source)
 
 
-def pretrain_once(curve: Curve, methods: Sequence[OfRecipe], registry: Registry, reporter: Reporter, restart: bool) -> None:
-    """The stages of the recipe before the first that reads labels, in the run folder; pretraining too where a method needs it."""
+def pretrain_once(curve: Curve, methods: Sequence[OfRecipe], reporter: Reporter, restart: bool) -> bool:
+    """The stages of the recipe before the first that reads labels, in the run folder; pretraining too where a method needs it.
+
+    Whether there was an extraction among them.
+    """
     stages = list(curve.recipe.stages)
     first = next((i for i, entry in enumerate(stages) if kind_of(entry) not in ("pretrain", "extract")), len(stages))
     stages = stages[:first]
@@ -118,6 +122,7 @@ def pretrain_once(curve: Curve, methods: Sequence[OfRecipe], registry: Registry,
     if stages:
         chosen = curve.recipe.model_copy(update={"stages": tuple(stages)})
         run_stages(chosen, curve.run, curve.source, reporter, restart)
+    return "extract" in map(kind_of, stages)
 
 
 def start_over(run: Path) -> None:
@@ -218,7 +223,7 @@ class Making:
             several = distributed.world() > 1
             devices = [visible[self.ws.device.index]] if several else visible
             return jobs or len(devices), devices
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = len(psutil.Process().cpu_affinity()) if psutil.LINUX else psutil.cpu_count() or 1
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return max(1, min(jobs or max(1, cores // local), cells)), []
 
@@ -257,7 +262,7 @@ class Making:
         comparisons = list(report.comparisons())
         verdicts = report.verdicts(comparisons)
         outputs = {"table": self.table, "figure": self.table.with_suffix(".png"), "text": self.table.with_suffix(".md")}
-        title = f"{self.ws.recipe.name}: {self.curve.split}, {self.rows_judged:,} rows"
+        name, judged = self.ws.recipe.name, f"judged on the {self.rows_judged:,} rows of {self.curve.split}"
         with distributed.main_first() as main:
             if main:
                 self.write_table()
@@ -266,8 +271,8 @@ class Making:
                 solid = {name: means[name] for name in report.methods}
                 dashed = {name: means[name] for name in report.controls}
                 axis = "error" if error else report.figure
-                figures.label_curve(outputs["figure"], solid, dashed, axis, f"Label curve of {self.ws.recipe.name}", title)
-                files.write_text(outputs["text"], report.markdown(f"Label curve of {title}", comparisons, verdicts))
+                figures.label_curve(outputs["figure"], solid, dashed, axis, f"Label curve of {name}", judged)
+                files.write_text(outputs["text"], report.markdown(f"Label curve of {name}, {judged}", comparisons, verdicts))
                 for name, by_count in report.means().items():
                     for count, (mean, deviation, _) in by_count.items():
                         values = {f"{self.curve.split}/{name}/{report.figure}": mean}
