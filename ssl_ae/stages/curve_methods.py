@@ -19,7 +19,6 @@ from ssl_ae.progress import Reporter
 from ssl_ae.recipe import Mode, ModelSection, Recipe, Stage, Training, with_fields
 from ssl_ae.registry import Registry
 from ssl_ae.resolve import Part, Resolved
-from ssl_ae.runs import StageFolder
 from ssl_ae.stages.baselines import (
     PCA,
     Components,
@@ -33,7 +32,8 @@ from ssl_ae.stages.baselines import (
 from ssl_ae.stages.evaluate import predict_split, workspace_of
 from ssl_ae.stages.finetune import method_of
 from ssl_ae.stages.labels import labels_of
-from ssl_ae.stages.pipeline import run_stages
+from ssl_ae.stages.pipeline import planned, run_stages
+from ssl_ae.stages.predict import finished_method
 from ssl_ae.stages.scoring import BATCH_ROWS, predict_rows, score, values_of
 from ssl_ae.stages.stored import resolve_stored
 from ssl_ae.stages.workspace import Workspace, open_workspace
@@ -72,23 +72,23 @@ class OfRecipe:
     """Stages as `ssl-ae run` makes them after the one pretraining; the last that is finetuned is judged."""
 
     name: str
-    stages: tuple[str | Stage, ...]
+    stages: tuple[Stage, ...]
     control = False
 
     def fields(self, ws: Workspace) -> dict[str, Any]:
         tree = ws.resolved.as_dict()
         pretrained = ws.pretrained.record().get("sha256") if ws.pretrained.done else None
         read = ("seed", "model", "finetune", "precision", "components")
-        stages = [entry if isinstance(entry, str) else entry.model_dump(mode="json") for entry in self.stages]
+        stages = [stage.model_dump(mode="json") for stage in self.stages]
         return {name: tree[name] for name in read} | {"stages": stages, "pretrained": pretrained}
 
     def scores(self, curve: Curve, recipe: Recipe, folder: Path) -> dict[str, float]:
         for name in ("pretrain", "latents"):
             link(curve.run / name, folder / name)
         chosen = recipe.model_copy(update={"stages": self.stages})
-        made = run_stages(chosen, folder, curve.source, Reporter(silent=True), published=False)
+        run_stages(chosen, folder, curve.source, Reporter(silent=True), published=False)
         with open_workspace(recipe, folder, curve.source, Reporter(silent=True), published=False) as ws:
-            stage = StageFolder(folder / "finetune" / made.more["method"])
+            stage = finished_method(folder, None)
             own = workspace_of(ws, stage)
             return score(predict_split(own, stage.path.name, curve.split), own.labels(curve.split), own.card.y)
 
@@ -181,28 +181,24 @@ def methods_of(recipe: Recipe, wanted: Sequence[str] | None) -> list[OfRecipe]:
 
 
 def own_methods(recipe: Recipe) -> list[OfRecipe]:
-    kinds = [kind_of(entry) for entry in recipe.stages if kind_of(entry) != "evaluate"]
+    stages = [stage for stage in planned(recipe) if stage.stage != "evaluate"]
+    kinds = [stage.stage for stage in stages]
     if "finetune" not in kinds:
         raise RecipeError("stages: the recipe has no finetune stage, so it makes nothing of labels. Name modes with --methods.")
-    first, last = kinds.index("finetune"), len(kinds) - 1 - kinds[::-1].index("finetune")
-    if set(kinds[first : last + 1]) != {"finetune"}:
+    first = kinds.index("finetune")
+    chosen = [with_fields(recipe, stage.set, "stages") for stage in stages[first:]]
+    leaves_encoder = any(each.finetune.mode != "sequential" for each in chosen[:-1])
+    if leaves_encoder or set(kinds[first:]) != {"finetune"}:
         return [whole(recipe)]
     methods = []
-    for entry in recipe.stages:
-        if kind_of(entry) == "finetune":
-            chosen = with_fields(recipe, {} if isinstance(entry, str) else entry.set, "stages")
-            another = "" if chosen.model.head.name == recipe.model.head.name else f"-{chosen.model.head.name.split('/')[-1]}"
-            methods.append(OfRecipe(method_of(chosen.finetune) + another, (entry,)))
+    for stage, each in zip(stages[first:], chosen, strict=True):
+        another = "" if each.model.head.name == recipe.model.head.name else f"-{each.model.head.name.split('/')[-1]}"
+        methods.append(OfRecipe(method_of(each.finetune) + another, (stage,)))
     return _unique(methods)
 
 
-def kind_of(entry: Any) -> str:
-    """The stage that an entry of `stages` is; of what stands for several, its type."""
-    return entry if isinstance(entry, str) else entry.stage if isinstance(entry, Stage) else type(entry).__name__
-
-
 def whole(recipe: Recipe) -> OfRecipe:
-    return OfRecipe(WHOLE, tuple(entry for entry in recipe.stages if kind_of(entry) != "evaluate"))
+    return OfRecipe(WHOLE, tuple(stage for stage in planned(recipe) if stage.stage != "evaluate"))
 
 
 def of_mode(recipe: Recipe, mode: str) -> OfRecipe:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,15 @@ from ssl_ae.stages.curve_methods import (
     OfRecipe,
     components_of,
     controls_of,
-    kind_of,
     methods_of,
 )
 from ssl_ae.stages.curve_report import Report, Row
 from ssl_ae.stages.extract import extract
 from ssl_ae.stages.finetune import SPLITS as HEAD_SPLITS
-from ssl_ae.stages.finetune import check_mode, uses_pretrained
+from ssl_ae.stages.finetune import uses_pretrained
 from ssl_ae.stages.labels import Labels
 from ssl_ae.stages.outcome import Outcome
-from ssl_ae.stages.pipeline import run_stages
-from ssl_ae.stages.stored import resolve_stored
+from ssl_ae.stages.pipeline import check_all, planned, run_stages
 from ssl_ae.stages.workspace import Workspace, open_data, open_workspace
 from ssl_ae.tracking import Tracker
 
@@ -88,10 +87,8 @@ def check(curve: Curve, methods: Sequence[OfRecipe], wanted: Wanted, registry: R
     if data.card.y is None:
         raise DataError(f"{data.path} has no labels to draw from. Pack it with labels, or give `finetune` a file of them.")
     for method in methods:
-        for entry in method.stages:
-            if kind_of(entry) == "finetune":
-                changes = {} if isinstance(entry, str) else entry.set
-                check_mode(resolve_stored(with_fields(curve.recipe, changes), registry, resolved.card, curve.source))
+        recipes = [with_fields(curve.recipe, stage.set, f"{curve.source}: stages") for stage in method.stages]
+        check_all(list(method.stages), recipes, curve.source, Reporter(silent=True), registry)
     data.card.split(wanted.split)
     if not Labels(data.labels(wanted.split), None).count:
         raise DataError(f"no row of split {wanted.split!r} of {data.path} has a label, so nothing can be judged on it.")
@@ -112,17 +109,14 @@ def pretrain_once(curve: Curve, methods: Sequence[OfRecipe], reporter: Reporter,
 
     Whether there was an extraction among them.
     """
-    stages = list(curve.recipe.stages)
-    first = next((i for i, entry in enumerate(stages) if kind_of(entry) not in ("pretrain", "extract")), len(stages))
-    stages = stages[:first]
-    finetunes = [entry for method in methods for entry in method.stages if kind_of(entry) == "finetune"]
-    trainings = [with_fields(curve.recipe, {} if isinstance(e, str) else e.set).finetune for e in finetunes]
-    if not stages and any(map(uses_pretrained, trainings)):
+    stages = list(takewhile(lambda stage: stage.stage in ("pretrain", "extract"), planned(curve.recipe)))
+    finetunes = [stage for method in methods for stage in method.stages if stage.stage == "finetune"]
+    if not stages and any(uses_pretrained(with_fields(curve.recipe, stage.set).finetune) for stage in finetunes):
         stages = [Stage(stage="pretrain")]
     if stages:
         chosen = curve.recipe.model_copy(update={"stages": tuple(stages)})
         run_stages(chosen, curve.run, curve.source, reporter, restart)
-    return "extract" in map(kind_of, stages)
+    return any(stage.stage == "extract" for stage in stages)
 
 
 def start_over(run: Path) -> None:
