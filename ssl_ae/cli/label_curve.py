@@ -35,7 +35,11 @@ def label_curve(
     seeds: Annotated[str, typer.Option("--seeds", metavar="N|A-B", help="Draws of the labels: 0 to N-1, or A to B.")] = "10",
     methods: Annotated[
         str | None,
-        typer.Option(metavar="M,M,...", help="sequential, joint, alternate, end-to-end; default: what the recipe finetunes."),
+        typer.Option(
+            metavar="M,M,...",
+            help="sequential, joint, alternate, end-to-end; joint-alpha0.1, sequential-logistic for another alpha or head; "
+            "default: what the recipe finetunes.",
+        ),
     ] = None,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="val or test: what methods are judged on.")] = "val",
     jobs: Annotated[

@@ -30,14 +30,14 @@ AUGMENTED = "labels-only-augmented"
 NETWORKS = (LABELS_ONLY, AUGMENTED)  # that see no unlabelled row
 PCA = "pca-logistic"
 OF_LABELS = frozenset({"val/supervised", "val/accuracy", "val/rmse"})  # what early stopping may watch without a decoder
+UNREAD = ("mode", "solver", "alpha", "labeled_fraction", "init")  # of the finetuning, by those who learn from labels alone
 PCA_ROWS = 50_000  # at most so many train rows, evenly spaced, decide the principal components
 
 
 def folder_of(ws: Workspace, labels: Labels) -> Path:
     """One folder for each choice of labels, architecture and training length: every mode shares it."""
     tree = ws.resolved.as_dict()
-    unread = ("mode", "solver", "alpha", "labeled_fraction", "init")
-    training = {name: value for name, value in tree["finetune"].items() if name not in unread}
+    training = {name: value for name, value in tree["finetune"].items() if name not in UNREAD}
     fields = [ws.card.fingerprint, labels.digest, tree["model"], training, tree["seed"], tree["precision"], ws.resolved.scale]
     if AUGMENTED in (networks := networks_of(ws.resolved)):
         fields += networks  # the folder without them may hold a labels-only of before, which was augmented

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from ssl_ae.registry import Registry
 from ssl_ae.resolve import Part, Resolved
 from ssl_ae.stages.baselines import (
     PCA,
+    UNREAD,
     Components,
     fit_components,
     fit_linear,
@@ -103,7 +105,9 @@ class LabelsOnly:
 
     def fields(self, ws: Workspace) -> dict[str, Any]:
         tree = with_fields(ws.recipe, self.changes).model_dump(mode="json")
-        return {name: tree[name] for name in ("seed", "model", "finetune", "precision")} | {"versions": ws.resolved.versions()}
+        training = {name: value for name, value in tree["finetune"].items() if name not in UNREAD}
+        read = {name: tree[name] for name in ("seed", "model", "precision")}
+        return read | {"training": training, "versions": ws.resolved.versions()}
 
     def scores(self, curve: Curve, recipe: Recipe, folder: Path) -> dict[str, float]:
         trainable = with_fields(recipe, self.changes)
@@ -160,50 +164,71 @@ def judged(ws: Workspace, values: np.ndarray, split: str) -> dict[str, float]:
     return score(values, ws.labels(split), ws.card.y)
 
 
-def methods_of(recipe: Recipe, wanted: Sequence[str] | None) -> list[OfRecipe]:
-    """The lines that the recipe itself asks for, or those that the user names.
+def methods_of(recipe: Recipe, wanted: Sequence[str] | None, registry: Registry) -> list[OfRecipe]:
+    """The lines that the recipe itself asks for, or those that the user names, as they are called on the curve.
 
     Each finetuning of the recipe is a method by itself, unless later stages build on earlier ones: then all together are one.
-    Raises RecipeError for a name that is no mode.
+    Raises RecipeError for a name that is none.
     """
-    own = own_methods(recipe)
     if wanted is None:
-        return own
-    by_name = {method.name: method for method in own} | {WHOLE: whole(recipe)}
-    found: dict[str, OfRecipe] = {}
+        return own_methods(recipe)
+    known = {method.name: method for method in own_methods(recipe)} if has_finetune(recipe) else {}
+    known |= {WHOLE: whole(recipe)} if known else {}
+    found = {}
     for name in wanted:
-        if name not in (*MODES, *by_name):
-            allowed = list(dict.fromkeys([*MODES, *by_name]))
-            raise RecipeError(f"--methods {name}: expected some of {listing(allowed)}.{did_you_mean(name, allowed)}")
-        method = by_name.get(name) or of_mode(recipe, name)
+        method = known.get(name) or named(recipe, name, registry)
+        if method is None:
+            allowed = list(dict.fromkeys([*MODES, *known]))
+            raise RecipeError(
+                f"--methods {name}: expected some of {listing(allowed)}; joint-alphaA for another alpha, sequential-HEAD for "
+                f"another head.{did_you_mean(name, allowed)}"
+            )
         found[method.name] = method
     return list(found.values())
+
+
+def has_finetune(recipe: Recipe) -> bool:
+    return any(stage.stage == "finetune" for stage in planned(recipe))
+
+
+def named(recipe: Recipe, name: str, registry: Registry) -> OfRecipe | None:
+    """`joint`; `joint-alpha0.1`; `sequential-logistic`, with another head and its default options. None for other names."""
+    heads = {entry.cls.name for entry in registry.of_kind("head")}
+    for mode in MODES:
+        rest = name.removeprefix(f"{mode}-") if name.startswith(f"{mode}-") else "" if name == mode else None
+        alpha = re.fullmatch(r"alpha(\d+(\.\d*)?(e-?\d+)?)", rest or "")
+        if rest in heads:
+            return of_stage(recipe, {"finetune.mode": mode, "model.head": {"name": rest}})
+        if alpha and mode == "joint":
+            return of_stage(recipe, {"finetune.mode": mode, "finetune.alpha": float(alpha[1])})
+        if rest == "":
+            return of_stage(recipe, {"finetune.mode": mode})
+    return None
+
+
+def of_stage(recipe: Recipe, changes: dict[str, Any]) -> OfRecipe:
+    """One finetuning, named by its mode, alpha and, where it is not the recipe's, its head."""
+    chosen = with_fields(recipe, changes, "stages")
+    ours, head = recipe.model.head.name, chosen.model.head.name
+    another = "" if head == ours else f"-{head.split('/')[-1]}"
+    return OfRecipe(method_of(chosen.finetune) + another, (Stage(stage="finetune", set=changes),))
 
 
 def own_methods(recipe: Recipe) -> list[OfRecipe]:
     stages = [stage for stage in planned(recipe) if stage.stage != "evaluate"]
     kinds = [stage.stage for stage in stages]
-    if "finetune" not in kinds:
+    if not has_finetune(recipe):
         raise RecipeError("stages: the recipe has no finetune stage, so it makes nothing of labels. Name modes with --methods.")
     first = kinds.index("finetune")
     chosen = [with_fields(recipe, stage.set, "stages") for stage in stages[first:]]
     leaves_encoder = any(each.finetune.mode != "sequential" for each in chosen[:-1])
     if leaves_encoder or set(kinds[first:]) != {"finetune"}:
         return [whole(recipe)]
-    methods = []
-    for stage, each in zip(stages[first:], chosen, strict=True):
-        another = "" if each.model.head.name == recipe.model.head.name else f"-{each.model.head.name.split('/')[-1]}"
-        methods.append(OfRecipe(method_of(each.finetune) + another, (stage,)))
-    return _unique(methods)
+    return _unique([of_stage(recipe, stage.set) for stage in stages[first:]])
 
 
 def whole(recipe: Recipe) -> OfRecipe:
     return OfRecipe(WHOLE, tuple(stage for stage in planned(recipe) if stage.stage != "evaluate"))
-
-
-def of_mode(recipe: Recipe, mode: str) -> OfRecipe:
-    chosen = with_fields(recipe, {"finetune.mode": mode})
-    return OfRecipe(method_of(chosen.finetune), (Stage(stage="finetune", set={"finetune.mode": mode}),))
 
 
 def _unique(methods: Sequence[OfRecipe]) -> list[OfRecipe]:

@@ -68,7 +68,7 @@ def label_curve(recipe: Recipe, run: Path, source: str, reporter: Reporter, want
     registry, curve = Registry.discover(), Curve(recipe, run, source, wanted.split)
     with distributed.process_group(recipe.device):
         reporter.silent = reporter.silent or not distributed.is_main()
-        methods = methods_of(recipe, wanted.methods)
+        methods = methods_of(recipe, wanted.methods, registry)
         controls = check(curve, methods, wanted, registry, reporter)
         extracted = pretrain_once(curve, methods, reporter, wanted.restart)
         with open_workspace(recipe, run, source, reporter, registry) as ws:

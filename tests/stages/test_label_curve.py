@@ -184,13 +184,13 @@ def test_side_by_side_is_the_same_as_one_after_another(curve, here):
 
 
 def test_modes_and_the_test_split_by_name(curve):
-    words = ["--labels", "20", "--seeds", "1", "--jobs", "1", "--methods", "joint,end-to-end", "--split", "test", "--json"]
-    answer = call("label-curve", "recipe.yaml", *words).json
-    assert (answer["methods"], answer["rows"], answer["split"]) == (["joint-alpha0.01", "end-to-end"], 355, "test")
-    assert call("finetune", "recipe.yaml", "--labels", 20, "--joint").code == 0
+    words = ["--labels", "20", "--seeds", "1", "--jobs", "1", "--methods", "joint-alpha0.1,sequential-knn", "--split", "test"]
+    answer = call("label-curve", "recipe.yaml", *words, "--json").json
+    assert (answer["methods"], answer["rows"], answer["split"]) == (["joint-alpha0.1", "sequential-knn"], 355, "test")
+    assert call("finetune", "recipe.yaml", "--labels", 20, "--joint", "--alpha", 0.1).code == 0
     theirs = call("evaluate", "runs/tiny", "--split", "test", "--json").json
     found = {key[2]: value for key, value in table_of(curve).items()}
-    assert found["joint-alpha0.01"] == pytest.approx(theirs["metrics"], abs=0)
+    assert found["joint-alpha0.1"] == pytest.approx(theirs["metrics"], abs=0)
     assert found["pca-logistic"] == pytest.approx(theirs["baselines"]["pca-logistic"], abs=0)
 
 
@@ -250,7 +250,7 @@ class Probe:
 @pytest.fixture
 def probe(monkeypatch, curve):
     """A curve of the probe alone, on the run that is pretrained."""
-    monkeypatch.setattr(label_curve, "methods_of", lambda recipe, wanted: [Probe()])
+    monkeypatch.setattr(label_curve, "methods_of", lambda recipe, wanted, registry: [Probe()])
     monkeypatch.setattr(label_curve, "controls_of", lambda resolved, registry, source: [])
     return lambda *words: call("label-curve", "recipe.yaml", "--jobs", "1", *words)
 
@@ -301,6 +301,9 @@ def test_asked_to_stop_it_says_how_to_go_on(probe):
         (["--labels", "10", "--seeds", "many"], "--seeds many: expected how many draws"),
         (["--labels", "10", "--split", "train"], "--split train: expected val or test."),
         (["--labels", "10", "--methods", "jiont"], "--methods jiont: expected some of sequential, joint, alternate, end-to-end"),
+        (["--labels", "10", "--methods", "sequential-nkn"], "sequential-HEAD for another head"),
+        (["--labels", "10", "--methods", "alternate-alpha1"], "--methods alternate-alpha1: expected"),
+        (["--labels", "10", "--methods", "joint-knn"], "finetune.mode must be sequential, not joint"),
         (["--labels", "10", "--methods", ","], "--methods ',': expected names of modes"),
         (["--labels", "10,90000"], "class '0' has 130 labels in the train split, but 9000 are asked"),
         (["--labels", "10", "--set", "stages=[pretrain]"], "stages: the recipe has no finetune stage"),
