@@ -35,10 +35,10 @@ def work(
 ) -> None:
     """`done(job, make(job))` for each job, as they are finished. `make` and jobs travel to other processes by pickle.
 
-    With `devices`, each worker sees one of these GPUs alone. Raises Stopped when asked to stop, after what can be saved is
-    saved; the first error of a job; and WorkerLost where a worker dies.
+    With `devices`, each of several workers sees one of these GPUs alone. Raises Stopped when asked to stop, after what can be
+    saved is saved; the first error of a job; and WorkerLost where a worker dies.
     """
-    if workers == 1 and not devices and "RANK" not in os.environ:
+    if workers == 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         _alone(make, jobs, done)
     else:
         _together(make, jobs, min(workers, len(jobs)), done, devices)

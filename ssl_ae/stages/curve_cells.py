@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_ae import files
+from ssl_ae.errors import SslAeError, Stopped
 from ssl_ae.recipe import with_fields
 from ssl_ae.stages.curve_methods import Curve, Method
 from ssl_ae.stages.workspace import Workspace
@@ -64,7 +65,12 @@ def make(curve: Curve, cell: Cell) -> dict[str, float]:
     place, begun = cell.place(curve), time.process_time()
     folder = place.with_suffix("")
     budget = {"data.labels": {"total": cell.labels, "seed": cell.seed}, "finetune.baselines": False}
-    scores = cell.method.scores(curve, with_fields(curve.recipe, budget, curve.source), folder)
+    try:
+        scores = cell.method.scores(curve, with_fields(curve.recipe, budget, curve.source), folder)
+    except Stopped:
+        raise
+    except SslAeError as error:
+        raise type(error)(f"{cell.method.name} on {cell.labels:,} labels, draw {cell.seed}: {error}") from error
     scores = {**scores, "seconds": time.process_time() - begun}
     files.write_json(place, {"fingerprint": cell.fingerprint, "scores": scores})
     files.remove_folder(folder)

@@ -21,6 +21,7 @@ from ssl_ae.recipe import Mode, ModelSection, Recipe, Stage, Training, with_fiel
 from ssl_ae.registry import Registry
 from ssl_ae.resolve import Part, Resolved
 from ssl_ae.stages.baselines import (
+    AUGMENTED,
     PCA,
     UNREAD,
     Components,
@@ -57,10 +58,12 @@ class Curve:
 
 
 class Method(Protocol):
-    """One line of the curve. `fields` are what its scores depend on, beside data, labels and split."""
+    """One line of the curve. `fields` are what its scores depend on, beside data, labels and split; `about` says what it is."""
 
     name: str
     control: bool
+
+    def about(self, recipe: Recipe) -> str: ...
 
     def fields(self, ws: Workspace) -> dict[str, Any]: ...
 
@@ -76,6 +79,9 @@ class OfRecipe:
     name: str
     stages: tuple[Stage, ...]
     control = False
+
+    def about(self, recipe: Recipe) -> str:
+        return "as `ssl-ae run` makes it"
 
     def fields(self, ws: Workspace) -> dict[str, Any]:
         tree = ws.resolved.as_dict()
@@ -103,6 +109,12 @@ class LabelsOnly:
     changes: dict[str, Any]  # to the recipe, so that its head can be trained by steps
     control = True
 
+    def about(self, recipe: Recipe) -> str:
+        training = with_fields(recipe, self.changes)
+        seen = "under the perturbations of the recipe" if self.name == AUGMENTED else "on the samples as they are"
+        length = f"{training.finetune.epochs} epochs" + (f", {n:,} steps at least" if (n := training.finetune.min_steps) else "")
+        return f"encoder and head {training.model.head.name} from scratch on the labels alone, {seen}, {length}"
+
     def fields(self, ws: Workspace) -> dict[str, Any]:
         tree = with_fields(ws.recipe, self.changes).model_dump(mode="json")
         training = {name: value for name, value in tree["finetune"].items() if name not in UNREAD}
@@ -125,6 +137,9 @@ class PcaLinear:
     name: str = PCA
     control = True
 
+    def about(self, recipe: Recipe) -> str:
+        return f"{recipe.model.latent_dim} principal components at most, and a linear model of the labels"
+
     def fields(self, ws: Workspace) -> dict[str, Any]:
         return {"latent_dim": ws.recipe.model.latent_dim, "seed": ws.recipe.seed}
 
@@ -142,6 +157,9 @@ class PcaHead:
     head: str  # its full name
     config: Config
     control = True
+
+    def about(self, recipe: Recipe) -> str:
+        return f"{self.head} on {recipe.model.latent_dim} principal components at most, without any network"
 
     def fields(self, ws: Workspace) -> dict[str, Any]:
         version = Registry.discover().find("head", self.head).cls.version

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ssl_ae.comparing import SURE, Paired, paired
@@ -36,6 +36,7 @@ class Report:
     methods: Sequence[str]
     controls: Sequence[str]
     task: str
+    about: Mapping[str, str] = field(default_factory=dict)  # what a control is, by name
 
     @property
     def figure(self) -> str:
@@ -97,14 +98,14 @@ class Report:
         return self.shown(mean) if draws == 1 else f"{self.shown(mean)} ± {self.shown(deviation)}"
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Column names, and a line for each method."""
-        means = self.means()
-        lines = [
-            [f"{name} (control)" if name in self.controls else name, *(self.cell(means[name].get(n)) for n in self.labels)]
-            for name in (*self.methods, *self.controls)
-            if means[name]
-        ]
-        return ["method", *(f"{count:,} labels" for count in self.labels)], lines
+        """Column names, and a line for each method: its figures, and the processor's seconds that a cell takes on average."""
+        means, lines = self.means(), []
+        for name in (*self.methods, *self.controls):
+            if means[name]:
+                shown = f"{name} (control)" if name in self.controls else name
+                seconds = statistics.fmean(row["seconds"] for row in self.rows if row["method"] == name)
+                lines.append([shown, *(self.cell(means[name].get(count)) for count in self.labels), f"{seconds:.1f}"])
+        return ["method", *(f"{count:,} labels" for count in self.labels), "seconds a cell"], lines
 
     def compared_table(self, comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[str]]]:
         columns = ["labels", "method", "control", "difference", "sd", "standard error", "p", "pairs"]
@@ -149,6 +150,9 @@ class Report:
             f"# {title}",
             f"{self.figure}{unit}, mean ± standard deviation over draws of the labels; a draw is the same for every method.",
             _markdown(*self.table()),
+            "Controls: " + "; ".join(f"{name}: {self.about.get(name, '')}" for name in self.controls) + "."
+            if self.controls
+            else "",
             "Draw by draw: method less control, mean of the differences with their standard deviation, standard error of the "
             "mean, and two-sided p of the paired t-test.",
             _markdown(*self.compared_table(comparisons)),

@@ -40,6 +40,7 @@ from ssl_ae.stages.finetune import uses_pretrained
 from ssl_ae.stages.labels import Labels
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.pipeline import check_all, planned, run_stages
+from ssl_ae.stages.scoring import HEADLINE
 from ssl_ae.stages.workspace import Workspace, open_data, open_workspace
 from ssl_ae.tracking import Tracker
 
@@ -194,7 +195,7 @@ class Making:
             def done(cell: Cell, scores: dict[str, float]) -> None:
                 self.scores[cell.fingerprint] = scores
                 self.tell(cell, scores, tracker)
-                figure = self.report().figure
+                figure = HEADLINE[self.ws.card.y.task]
                 advance(1, f"{cell.method.name}, {cell.labels} labels, draw {cell.seed}: {figure} {scores[figure]:.4g}")
                 if distributed.is_main() and time.monotonic() - self._written_at > WRITE_EVERY_SECONDS:
                     self.write_table()
@@ -231,7 +232,8 @@ class Making:
         names = [[method.name for method in some] for some in (self.methods, self.controls)]
         order = {name: i for i, name in enumerate(name for some in names for name in some)}
         rows.sort(key=lambda row: (order[row["method"]], row["labels"], row["seed"]))
-        return Report(rows, *names, self.ws.card.y.task)
+        about = {control.name: control.about(self.ws.recipe) for control in self.controls}
+        return Report(rows, *names, self.ws.card.y.task, about)
 
     def row(self, cell: Cell, scores: dict[str, float]) -> Row:
         facts = {"labels": cell.labels, "seed": cell.seed, "method": cell.method.name, "split": self.curve.split}

@@ -5,20 +5,23 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command_line import call, one_line, with_fields, write_yaml
+from command_line import call, one_line, spawn, start, with_fields, write_yaml
 from conftest import TINY
 from PIL import Image
 from sklearn.decomposition import PCA
 from ssl_ae_builtins.label_spreading import LabelSpreading
 
 from ssl_ae.data.dataset import DataSet
+from ssl_ae.errors import NonFiniteError
 from ssl_ae.stages import label_curve
 from ssl_ae.stages.labels import labels_of
 from ssl_ae.stages.workspace import open_workspace
@@ -244,6 +247,8 @@ class Probe:
             counts = np.bincount(labels.y[seen], minlength=10)
             if Path("ask").exists() and len(Path("seen.txt").read_text().splitlines()) == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
+            if Path("fail").exists():
+                raise NonFiniteError("no number.")
             return {"accuracy": counts.min() / counts.max(), "error": 0.0}
 
 
@@ -288,6 +293,17 @@ def test_asked_to_stop_it_says_how_to_go_on(probe):
     assert sorted(seen) == [[total, seed] for total in (10, 20) for seed in range(4)]  # each once
 
 
+def test_a_cell_that_fails_is_named_and_what_is_made_stays(probe):
+    words = ("--labels", "10,20", "--seeds", "1")
+    assert probe("--labels", "10", "--seeds", "1").code == 0
+    Path("fail").touch()
+    failed = probe(*words)
+    assert (failed.code, failed.stderr.splitlines()[-1]) == (1, "error: probe on 20 labels, draw 0: no number.")
+    Path("fail").unlink()
+    assert "2 cells, 1 to make" in probe(*words).stderr
+    assert "1 cells, 1 to make" in probe("--labels", "10", "--seeds", "1", "--restart").stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -318,3 +334,70 @@ def test_refused_before_anything_is_trained(recipe, here, words, message):
 def test_data_without_labels_is_refused(recipe, here, unlabelled):
     path = recipe({"data.path": "vectors", "model.decoder.likelihood": "gaussian", "data.labels": "all"})
     assert "vectors has no labels to draw from" in one_line("label-curve", path, "--labels", "10")
+
+
+# --- stopped and killed
+
+
+LONG = {**NOISY, "finetune.epochs": 40, "finetune.mode": "joint"}
+CELLS = 15  # three draws of one number of labels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_killed_workers_and_all_it_goes_on_to_the_same_table(recipe, here, number):
+    """Each cell is made once, the one that was under way goes on, and no worker outlives its parent."""
+    path = recipe(LONG)
+    words = ["label-curve", path, "--labels", "20", "--seeds", "3", "--jobs", "2"]
+    with start(*words) as process:
+        end = time.monotonic() + 120
+        while len(list(here.glob("runs/tiny/cells/*/*.json"))) < 4 and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (-number if number is signal.SIGKILL else 75)
+    assert "Traceback" not in stderr
+    assert len(workers) >= 2
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    made = {path: path.stat().st_mtime_ns for path in here.glob("runs/tiny/cells/*/*.json")}
+    assert 4 <= len(made) < CELLS
+    if number is not signal.SIGKILL:
+        assert f"of {CELLS} cells are made. Run the same command to go on." in stderr
+    assert spawn(*words).code == 0
+    assert all(path.stat().st_mtime_ns == before for path, before in made.items())
+    shutil.copytree(here / "runs/tiny", here / "once", ignore=shutil.ignore_patterns("cells", "label_curve*"))
+    assert call("label-curve", path, "--labels", "20", "--seeds", "3", "--jobs", "1", "--out", "once").code == 0
+    assert table_of(here / "runs/tiny") == table_of(here / "once")
+
+
+@pytest.mark.slow
+def test_ranks_share_the_cells(recipe, here):
+    words = ["--labels", "10,20", "--seeds", "2"]
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ssl_ae")
+    answer = spawn("label-curve", recipe(NOISY), *words, "--jobs", "1", "--json", launcher=launcher)
+    assert answer.json["cells"] == 20
+    shutil.copytree(here / "runs/tiny", here / "once", ignore=shutil.ignore_patterns("cells", "label_curve*"))
+    assert call("label-curve", recipe(NOISY), *words, "--jobs", "1", "--out", "once").code == 0
+    assert table_of(here / "runs/tiny") == table_of(here / "once")
+
+
+@pytest.mark.slow
+def test_in_mlflow(recipe, here, monkeypatch):
+    """One run for the curve, under the run folder's, with the cells as metrics over the number of labels."""
+    from mlflow import MlflowClient
+
+    monkeypatch.delenv("SSL_AE_TRACKING")
+    answer = spawn("label-curve", recipe(NOISY), "--labels", "10,20", "--seeds", "1", "--jobs", "1", "--json").json
+    client = MlflowClient(f"sqlite:///{here}/runs/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tiny"]
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs.keys() == {"tiny", "pretrain", "extract", "label-curve"}
+    ours = runs["label-curve"]
+    assert ours.info.run_id == answer["mlflow_run_id"]
+    assert ours.data.tags["mlflow.parentRunId"] == runs["tiny"].info.run_id
+    history = client.get_metric_history(ours.info.run_id, "val/pca-logistic/accuracy")
+    found = table_of(here / "runs/tiny")
+    assert {(m.step, m.value) for m in history} == {(n, found[n, 0, "pca-logistic"]["accuracy"]) for n in (10, 20)}
+    names = {artifact.path for artifact in client.list_artifacts(ours.info.run_id)}
+    assert names >= {"label_curve.parquet", "label_curve.png", "label_curve.md"}
