@@ -240,6 +240,7 @@ class TableHead(Component):
     kind = "head"
     tasks: ClassVar[frozenset[str]] = frozenset({"classes"})
     fitted_at_once: ClassVar[bool] = True
+    reads_unlabeled: ClassVar[bool] = False  # learns from where unlabelled rows lie, too
 
     @abstractmethod
     def fit(self, z: Tensor, y: Tensor) -> None:

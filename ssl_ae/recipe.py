@@ -165,7 +165,11 @@ class Finetune(Training):
     alpha: float = Field(0.01, ge=0, description="weight of l_X beside l_Y in joint mode")
     labeled_fraction: float = Field(0.25, ge=0, lt=1, description="part of a joint batch that is extra labelled rows")
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="weights that encoder and decoder start from")
-    baselines: bool = Field(True, description="also train on the same labels: the labels-only network, PCA + logistic regression")
+    baselines: bool = Field(
+        True,
+        description="also train on the same labels: the labels-only network, without and with the recipe's perturbations, and "
+        "PCA + logistic regression",
+    )
 
 
 StageName = Literal["pretrain", "extract", "finetune", "predict", "evaluate"]

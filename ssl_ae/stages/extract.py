@@ -63,7 +63,7 @@ def extract(
             ws.reporter.say(f"extract: {split} already in {place}")
         else:
             missing[split] = facts
-    shown = map_of(ws, outputs) if data is None else None
+    shown = map_of(ws, outputs) if data is None and ws.published else None
     with distributed.main_first() as main:
         if main and missing and shown:
             (stage.path / MAP).unlink(missing_ok=True)  # else one of other weights stays where this is killed before it draws
