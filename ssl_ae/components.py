@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ssl_ae.errors import PluginError
+from ssl_ae.findings import Findings
 from ssl_ae.latent import PosteriorKind
 from ssl_ae.pictures import Picture
 from ssl_ae.trace import Batch, Need, Over, Pass, Shapes, Trace
@@ -198,6 +199,7 @@ class Head(Component):
     kind = "head"
     tasks: ClassVar[frozenset[str]] = frozenset({"classes"})  # of classes, regression, multilabel
     fitted_at_once: ClassVar[bool] = False
+    reads_samples: ClassVar[bool] = False
 
     def prepare(self, y: Tensor) -> None:
         """Look at the labels to train on, y (N,) or (N, T), before the first step: to fix units, say."""
@@ -234,26 +236,33 @@ class Head(Component):
 class TableHead(Component):
     """A model fitted at once on the table of stored latents: sequential mode only.
 
-    What `fit` learns goes into buffers (`self.keep(name, tensor)`), which is all that is stored.
+    What `fit` learns goes into buffers (`self.keep(name, tensor)`), which is all that is stored. With `reads_samples = True`
+    both methods take the samples beside the latents, as a last argument: `fit(z, y, x)` those of the labelled rows alone,
+    x (L, D), and `predict(z, x)` those of its own rows, x (B, D), scaled as the encoder sees them, D = prod(shapes.x).
     """
 
     kind = "head"
     tasks: ClassVar[frozenset[str]] = frozenset({"classes"})
     fitted_at_once: ClassVar[bool] = True
+    reads_samples: ClassVar[bool] = False
 
     @abstractmethod
-    def fit(self, z: Tensor, y: Tensor) -> None:
+    def fit(self, z: Tensor, y: Tensor, *x: Tensor) -> None:
         """z (N, K) float32, y (N,) int64 with UNLABELED = -1, or (N, T) with NaN."""
 
     @abstractmethod
-    def predict(self, z: Tensor) -> Distribution:
+    def predict(self, z: Tensor, *x: Tensor) -> Distribution:
         """z (B, K) -> p(y|z), each row by itself."""
+
+    def findings(self) -> Findings | None:
+        """What the last `fit` found out that a user should be told; None where that is nothing."""
+        return None
 
     def keep(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value.detach().contiguous())
 
-    def forward(self, features: Tensor) -> Distribution:
-        return self.predict(features)
+    def forward(self, features: Tensor, *x: Tensor) -> Distribution:
+        return self.predict(features, *x)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # the sizes of what was learnt are known only from the stored tensors

@@ -22,7 +22,7 @@ from ssl_ae.registry import Registry
 from ssl_ae.resolve import Resolved, resolve
 from ssl_ae.testing import companions
 from ssl_ae.testing.check import Finding
-from ssl_ae.trace import UNLABELED, Batch
+from ssl_ae.trace import UNLABELED, Batch, known
 
 KINDS: dict[str, type] = {
     "encoder": Encoder,
@@ -84,7 +84,7 @@ class World:
         model = build(self.resolved, head=True)
         sample = self.sample(100)
         if self.kind == "table head":
-            model.head.fit(sample.z, sample.y)
+            fit(model.head, sample)
         elif self.kind == "head":
             model.head.prepare(sample.y)
         return model
@@ -106,6 +106,12 @@ class World:
             "multilabel": lambda: torch.randint(2, (rows, len(names)), generator=generator).float(),
         }[self.task]()
         return Sample(torch.rand(rows, *shapes.x, generator=generator), z, y)
+
+
+def fit(head: TableHead, sample: Sample) -> None:
+    """As the finetune stage does: the samples of labelled rows go to a head that reads them."""
+    x = [sample.x[known(sample.y)].flatten(1)] if head.reads_samples else []
+    head.fit(sample.z, sample.y, *x)
 
 
 Partner = type | tuple[type, Mapping[str, Any]]
