@@ -10,11 +10,8 @@ from ssl_ae.data.sources.npz import Npz
 from ssl_ae.data.sources.sklearn import Named
 from ssl_ae.data.sources.tables import Table
 from ssl_ae.data.sources.webdataset import WebDataset
-<<<<<<< HEAD
 from ssl_ae_builtins.auto import Auto
-=======
 from ssl_ae_builtins.consistency import Consistency
->>>>>>> main
 from ssl_ae_builtins.contractive import Contractive
 from ssl_ae_builtins.conv import ConvDecoder, ConvEncoder
 from ssl_ae_builtins.distortion import Distortion

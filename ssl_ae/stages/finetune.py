@@ -21,12 +21,8 @@ from ssl_ae.runs import STAGE, Inputs, StageFolder, diff
 from ssl_ae.stages.baselines import fit_baselines, predict_baselines
 from ssl_ae.stages.changed import allowed, software
 from ssl_ae.stages.extract import extract
-<<<<<<< HEAD
 from ssl_ae.stages.fitted_head import fit_head
-from ssl_ae.stages.labels import Labels, labels_of
-=======
 from ssl_ae.stages.labels import Labels, labels_of, with_guesses
->>>>>>> main
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.report import draw_figures, log_model, tell_comparison
 from ssl_ae.stages.scoring import predict_rows, score

@@ -54,7 +54,7 @@ class Named(Source):
     """
 
     name = "sklearn"
-    summary = "digits, photos, diabetes, breast_cancer, wine or iris (come with scikit-learn), or mnist (fetched from openml.org), by name"
+    summary = "digits, photos, diabetes, breast_cancer, wine, iris (come with scikit-learn), mnist (from openml.org), by name"
 
     @classmethod
     def recognises(cls, place: str) -> bool:
