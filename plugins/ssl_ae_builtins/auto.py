@@ -27,7 +27,7 @@ READS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Auto(ssl_ae.TableHead):
-    """Of several classifiers on samples, latents and both, the one that held-out labels speak for; simple ones first.
+    """Of classifiers on samples, latents and both, the simplest that held-out labels do not speak against (Stone 1974).
 
     The labels are parted into `folds` that show the classes alike, and each is held out in turn. From simple to complex, a
     candidate is taken where its Brier score on held-out labels (|p - y|^2, Brier 1950: proper as the log-loss is, and no row
