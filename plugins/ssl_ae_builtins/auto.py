@@ -29,7 +29,8 @@ READS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Auto(ssl_ae.TableHead):
     """Of classifiers on samples, latents and both, the simplest that held-out labels do not speak against (Stone 1974).
 
-    The labels are parted into `folds` that show the classes alike, and each is held out in turn. From simple to complex, a
+    The labels are parted into `folds` that show the classes alike, and each is held out in turn; a forest is judged by those of
+    its trees that have not seen a label. From simple to complex, a
     candidate is taken where its Brier score on held-out labels (|p - y|^2, Brier 1950: proper as the log-loss is, and no row
     can decide it alone) is better than that of the one taken before by more than the standard error of their difference.
     Labels too few to choose by choose nothing: logistic regression on the samples it is. Classes count as often as the labels
@@ -41,7 +42,7 @@ class Auto(ssl_ae.TableHead):
 
     class Config(ssl_ae.Config):
         folds: int = Field(5, ge=2, description="parts of the labels, each held out in turn")
-        repeats: int = Field(2, ge=1, description=f"ways to part them; fewer where labels times ways exceed {ENOUGH}")
+        repeats: int = Field(3, ge=1, description=f"ways to part them; fewer where labels times ways exceed {ENOUGH}")
         trees: int = Field(100, ge=1, description="of each random forest")
 
     def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
@@ -124,7 +125,11 @@ def spreading(config: Auto.Config, shapes: ssl_ae.Shapes) -> LabelSpreading:
 
 # simple ones first: what needs no network, what reads its latents, what reads more, what asks the unlabelled rows too
 CANDIDATES = (
-    *(Candidate(model, reads, build) for reads in READS for model, build in (("logistic", logistic), ("forest", forest))),
+    *(
+        candidate
+        for reads in READS
+        for candidate in (Candidate("logistic", reads, logistic), Candidate("forest", reads, forest, Forest.held_out))
+    ),
     Candidate("label_spreading", "latents", spreading, LabelSpreading.held_out),
 )
 NAMES = tuple(each.name for each in CANDIDATES)

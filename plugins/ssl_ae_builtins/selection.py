@@ -51,7 +51,7 @@ class Choice:
             gap = difference(self.losses[best].brier, self.losses[self.taken].brier)
             warnings.append(
                 f"the latents were no help: on held-out labels {shown(best)}, the best candidate that reads them, is not surely "
-                f"better than {shown(self.taken)} (Brier score {gap[0]:+.3f} ± {gap[1]:.3f}), which head auto took."
+                f"better than {shown(self.taken)}, which head auto took (Brier scores differ by {gap[0]:+.3f} ± {gap[1]:.3f})."
             )
         said = (f"head auto took {shown(self.taken)}: {self.reason}.",) if self.losses else ()
         title = f"{self.labels:,} labels, held out in turn, mean ± standard error"
