@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -233,12 +233,23 @@ class Head(Component):
         raise NotImplementedError(f"{type(self).__qualname__} declares convex without gradient")
 
 
+class Network(Protocol):
+    """The pretrained encoder with a table head's rival on top, trained end to end on labels: as often as it is asked."""
+
+    def held_out(self, folds: Tensor) -> Tensor:
+        """folds (R, L) of the labelled rows -> their probabilities, (R, L, C), by networks trained on the other folds."""
+
+    def take(self) -> Head:
+        """Train on all labels, make that network the model's own, and return the head on top of it."""
+
+
 class TableHead(Component):
     """A model fitted at once on the table of stored latents: sequential mode only.
 
     What `fit` learns goes into buffers (`self.keep(name, tensor)`), which is all that is stored. With `reads_samples = True`
     both methods take the samples beside the latents, as a last argument: `fit(z, y, x)` those of the labelled rows alone,
     x (L, D), and `predict(z, x)` those of its own rows, x (B, D), scaled as the encoder sees them, D = prod(shapes.x).
+    Where `rival` gives a head, `fit` takes a `Network` behind them.
     """
 
     kind = "head"
@@ -247,12 +258,16 @@ class TableHead(Component):
     reads_samples: ClassVar[bool] = False
 
     @abstractmethod
-    def fit(self, z: Tensor, y: Tensor, *x: Tensor) -> None:
+    def fit(self, z: Tensor, y: Tensor, *more: Tensor | Network) -> None:
         """z (N, K) float32, y (N,) int64 with UNLABELED = -1, or (N, T) with NaN."""
 
     @abstractmethod
     def predict(self, z: Tensor, *x: Tensor) -> Distribution:
         """z (B, K) -> p(y|z), each row by itself."""
+
+    def rival(self) -> Head | None:
+        """A head to be trained end to end on top of the network, for `fit` to compare with; None where it does not."""
+        return None
 
     def findings(self) -> Findings | None:
         """What the last `fit` found out that a user should be told; None where that is nothing."""

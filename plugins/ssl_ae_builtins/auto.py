@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 import ssl_ae
+from ssl_ae.components import Network
 from ssl_ae.findings import Findings
 from ssl_ae_builtins.forests import Forest
+from ssl_ae_builtins.heads import Softmax
 from ssl_ae_builtins.label_spreading import LEAST, LabelSpreading
 from ssl_ae_builtins.selection import Choice, choose, stratified, too_few
 from ssl_ae_builtins.table_heads import Logistic
@@ -44,6 +46,9 @@ class Auto(ssl_ae.TableHead):
         folds: int = Field(5, ge=2, description="parts of the labels, each held out in turn")
         repeats: int = Field(3, ge=1, description=f"ways to part them; fewer where labels times ways exceed {ENOUGH}")
         trees: int = Field(100, ge=1, description="of each random forest")
+        network: bool = Field(
+            False, description="also try the network finetuned end to end: trained folds + 1 times for finetune.epochs"
+        )
 
     def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
         super().__init__(config, shapes)
@@ -53,20 +58,41 @@ class Auto(ssl_ae.TableHead):
     def _fresh(self) -> nn.ModuleDict:
         return nn.ModuleDict({each.name: each.build(self.config, self.shapes) for each in CANDIDATES})
 
-    def fit(self, z: Tensor, y: Tensor, x: Tensor) -> None:
+    @classmethod
+    def check(cls, config: Config, recipe) -> list[str]:
+        if not config.network or recipe.encoder.cls.differentiable:
+            return []
+        return [
+            f"model.head.network = true: the code of encoder {recipe.encoder.full_name} is a constant of each step, so labels "
+            "cannot train it. Set model.head.network: false."
+        ]
+
+    def rival(self) -> Softmax | None:
+        """A linear softmax, which the latents of the network's own encoder leave to this head to keep."""
+        return Softmax(Softmax.Config(), self.shapes) if self.config.network else None
+
+    def fit(self, z: Tensor, y: Tensor, x: Tensor, network: Network | None = None) -> None:
         """z (N, K), y (N,) with UNLABELED = -1, x (L, D) of the labelled rows; only the candidate that is taken is kept."""
         labels = y[y != ssl_ae.UNLABELED]
         self.candidates = self._fresh()  # what an earlier fit kept
-        choice = too_few(labels, NAMES[0]) or self._choose(z, y, x, labels)
-        place = NAMES.index(choice.taken)
-        self.candidates[choice.taken].fit(*CANDIDATES[place].table(z, y, x))
+        choice = too_few(labels, NAMES[0]) or self._choose(z, y, x, labels, network)
+        taken, place = self.candidates[choice.taken], NAMES.index(choice.taken)
+        if choice.taken == NETWORK:
+            linear = network.take().affine()
+            taken.keep("weight", linear.weight.cpu())
+            taken.keep("bias", linear.bias.cpu())
+        else:
+            taken.fit(*CANDIDATES[place].table(z, y, x))
         self.keep("taken", torch.tensor(place))
-        self._findings = choice.findings([each.name for each in CANDIDATES if each.reads != "samples"])
+        self._findings = choice.findings({each.name for each in CANDIDATES if each.reads != "samples"})
 
-    def _choose(self, z: Tensor, y: Tensor, x: Tensor, labels: Tensor) -> Choice:
+    def _choose(self, z: Tensor, y: Tensor, x: Tensor, labels: Tensor, network: Network | None) -> Choice:
         folds = stratified(labels, self.config.folds, max(1, min(self.config.repeats, ENOUGH // len(labels))))
         scratch = self._fresh()
-        held_out = {each.name: each.held_out(scratch[each.name], *each.table(z, y, x), folds) for each in CANDIDATES}
+        fitted = [each for each in CANDIDATES if each.name != NETWORK]
+        held_out = {each.name: each.held_out(scratch[each.name], *each.table(z, y, x), folds) for each in fitted}
+        if network is not None:  # in one way: a training each fold is slow enough
+            held_out[NETWORK] = network.held_out(folds[:1]).expand(len(folds), -1, -1)
         return choose({name: (p + LEAST) / (1 + p.shape[2] * LEAST) for name, p in held_out.items()}, labels)
 
     def predict(self, z: Tensor, x: Tensor) -> Distribution:
@@ -131,5 +157,7 @@ CANDIDATES = (
         for candidate in (Candidate("logistic", reads, logistic), Candidate("forest", reads, forest, Forest.held_out))
     ),
     Candidate("label_spreading", "latents", spreading, LabelSpreading.held_out),
+    Candidate("network", "latents", logistic),  # W and b on the latents of an encoder that learned from labels too
 )
+NETWORK = CANDIDATES[-1].name
 NAMES = tuple(each.name for each in CANDIDATES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import torch
@@ -33,7 +33,7 @@ class Choice:
     losses: Mapping[str, Losses]  # of the candidates, simple ones first; empty where labels are too few
     reason: str = ""
 
-    def findings(self, of_latents: Collection[str]) -> Findings:
+    def findings(self, of_latents: Set[str]) -> Findings:
         """As users are told; `of_latents` are the candidates that read latents."""
         columns = ("head auto", "accuracy", "log-loss", "Brier score", "")
         rows = tuple(
@@ -47,7 +47,9 @@ class Choice:
         }
         warnings = [] if self.losses else [f"head auto keeps {shown(self.taken)}: {self.reason}."]
         if self.losses and self.taken not in of_latents:
-            best = min(of_latents, key=lambda name: float(self.losses[name].brier.mean()))
+            best = min(
+                (name for name in self.losses if name in of_latents), key=lambda name: float(self.losses[name].brier.mean())
+            )
             gap = difference(self.losses[best].brier, self.losses[self.taken].brier)
             warnings.append(
                 f"the latents were no help: on held-out labels {shown(best)}, the best candidate that reads them, is not surely "

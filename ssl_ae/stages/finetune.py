@@ -108,7 +108,7 @@ def train_head(
         tracker.dataset(f"latents-{split}", digest, str(table.absolute()), split, len(z[split]))
     model = origin.load_pretrained(origin.fresh_model(head=True))
     if origin.resolved.head.cls.fitted_at_once:
-        progress = fit_head(origin, model.head, z["train"], labels, tracker)
+        progress = fit_head(origin, model, z["train"], labels, tracker, name)
         return model.to(origin.device), progress  # what was learnt came from the host
     model.head.prepare(torch.as_tensor(labels.y[labels.known]))
     training = origin.recipe.finetune

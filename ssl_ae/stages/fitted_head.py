@@ -7,20 +7,28 @@ import torch
 from torch import Tensor
 
 from ssl_ae import distributed
-from ssl_ae.components import TableHead
 from ssl_ae.findings import Findings
+from ssl_ae.model import Model
 from ssl_ae.stages.labels import Labels
+from ssl_ae.stages.rival import Rival
 from ssl_ae.stages.workspace import Workspace
 from ssl_ae.tracking import Tracker
 from ssl_ae.training import Progress
 
 
-def fit_head(ws: Workspace, head: TableHead, z: np.ndarray, labels: Labels, tracker: Tracker) -> Progress:
-    """Fit the head on the stored latents z (N, K) of the train split, on every rank the same. Its progress has no steps."""
+def fit_head(ws: Workspace, model: Model, z: np.ndarray, labels: Labels, tracker: Tracker, name: str) -> Progress:
+    """Fit the model's head on the stored latents z (N, K) of the train split, on every rank the same: no steps to speak of.
+
+    A head with a rival may take that one's encoder for the model.
+    """
+    head = model.head
     if labels.weight is not None:
         ws.reporter.warn(f"head {ws.resolved.head.full_name} takes every label as equally sure: the weights are not used.")
+    torch.manual_seed(ws.recipe.seed)
+    rival = head.rival()
     samples = [labeled_samples(ws, labels)] if head.reads_samples else []
-    head.fit(torch.from_numpy(z), torch.from_numpy(labels.y), *samples)
+    networks = [Rival(ws, model, rival, labels, name)] if rival is not None else []
+    head.fit(torch.from_numpy(z), torch.from_numpy(labels.y), *samples, *networks)
     found = head.findings()
     return Progress() if found is None else Progress(found=tell(ws, found, tracker))
 

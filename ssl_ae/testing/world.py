@@ -111,7 +111,22 @@ class World:
 def fit(head: TableHead, sample: Sample) -> None:
     """As the finetune stage does: the samples of labelled rows go to a head that reads them."""
     x = [sample.x[known(sample.y)].flatten(1)] if head.reads_samples else []
-    head.fit(sample.z, sample.y, *x)
+    rival = head.rival()
+    head.fit(sample.z, sample.y, *x, *([] if rival is None else [Untrained(rival)]))
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A `components.Network` that knows nothing: a head should do without it."""
+
+    rival: Head
+
+    def held_out(self, folds: Tensor) -> Tensor:
+        outputs = self.rival.shapes.outputs
+        return torch.full((*folds.shape, outputs), 1 / outputs)
+
+    def take(self) -> Head:
+        return self.rival
 
 
 Partner = type | tuple[type, Mapping[str, Any]]
