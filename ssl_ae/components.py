@@ -236,11 +236,11 @@ class Head(Component):
 class Network(Protocol):
     """The pretrained encoder with a table head's rival on top, trained end to end on labels: as often as it is asked."""
 
-    def held_out(self, folds: Tensor) -> Tensor:
-        """folds (R, L) of the labelled rows -> their probabilities, (R, L, C), by networks trained on the other folds."""
+    def held_out(self, y: Tensor, folds: Tensor) -> Tensor:
+        """y (N,), folds (R, L) of its labelled rows -> their probabilities, (R, L, C), by networks trained on the other folds."""
 
-    def take(self) -> Head:
-        """Train on all labels, make that network the model's own, and return the head on top of it."""
+    def take(self, y: Tensor) -> Head:
+        """Train on the labels y (N,), make that network the model's own, and return the head on top of it."""
 
 
 class TableHead(Component):

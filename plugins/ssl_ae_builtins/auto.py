@@ -19,6 +19,7 @@ from ssl_ae_builtins.label_spreading import LEAST, LabelSpreading
 from ssl_ae_builtins.selection import Choice, choose, stratified, too_few
 from ssl_ae_builtins.table_heads import Logistic
 
+MOST = 2000  # labels that choose: more would take minutes, and tell little more
 ENOUGH = 300  # held-out predictions of each candidate: of more labels than half of it, each is held out once
 
 READS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -32,11 +33,10 @@ class Auto(ssl_ae.TableHead):
     """Of classifiers on samples, latents and both, the simplest that held-out labels do not speak against (Stone 1974).
 
     The labels are parted into `folds` that show the classes alike, and each is held out in turn; a forest is judged by those of
-    its trees that have not seen a label. From simple to complex, a
-    candidate is taken where its Brier score on held-out labels (|p - y|^2, Brier 1950: proper as the log-loss is, and no row
-    can decide it alone) is better than that of the one taken before by more than the standard error of their difference.
-    Labels too few to choose by choose nothing: logistic regression on the samples it is. Classes count as often as the labels
-    show them.
+    its trees that have not seen a label. From simple to complex, a candidate is taken where its Brier score on held-out labels
+    (|p - y|^2, Brier 1950: proper as the log-loss is, and no row can decide it alone) is better than that of the one taken
+    before by more than the standard error of their difference. Labels too few to choose by choose nothing: logistic regression
+    on the samples it is. Classes count as often as the labels show them. Of more than 2,000 labels, 2,000 choose.
     """
 
     name = "auto"
@@ -78,7 +78,7 @@ class Auto(ssl_ae.TableHead):
         choice = too_few(labels, NAMES[0]) or self._choose(z, y, x, labels, network)
         taken, place = self.candidates[choice.taken], NAMES.index(choice.taken)
         if choice.taken == NETWORK:
-            linear = network.take().affine()
+            linear = network.take(y).affine()
             taken.keep("weight", linear.weight.cpu())
             taken.keep("bias", linear.bias.cpu())
         else:
@@ -87,12 +87,15 @@ class Auto(ssl_ae.TableHead):
         self._findings = choice.findings({each.name for each in CANDIDATES if each.reads != "samples"})
 
     def _choose(self, z: Tensor, y: Tensor, x: Tensor, labels: Tensor, network: Network | None) -> Choice:
+        if len(labels) > MOST:
+            some = stratified(labels, -(-len(labels) // MOST), 1)[0] == 0
+            y, x, labels = sparing(y, some), x[some], labels[some]
         folds = stratified(labels, self.config.folds, max(1, min(self.config.repeats, ENOUGH // len(labels))))
         scratch = self._fresh()
         fitted = [each for each in CANDIDATES if each.name != NETWORK]
         held_out = {each.name: each.held_out(scratch[each.name], *each.table(z, y, x), folds) for each in fitted}
         if network is not None:  # in one way: a training each fold is slow enough
-            held_out[NETWORK] = network.held_out(folds[:1]).expand(len(folds), -1, -1)
+            held_out[NETWORK] = network.held_out(y, folds[:1]).expand(len(folds), -1, -1)
         return choose({name: (p + LEAST) / (1 + p.shape[2] * LEAST) for name, p in held_out.items()}, labels)
 
     def predict(self, z: Tensor, x: Tensor) -> Distribution:
@@ -103,6 +106,13 @@ class Auto(ssl_ae.TableHead):
 
     def findings(self) -> Findings | None:
         return self._findings
+
+
+def sparing(y: Tensor, some: Tensor) -> Tensor:
+    """y (N,) with the labels of `some` (L,) bool of the labelled rows alone."""
+    y = y.clone()
+    y[torch.nonzero(y != ssl_ae.UNLABELED)[~some, 0]] = ssl_ae.UNLABELED
+    return y
 
 
 def refitted(head: ssl_ae.TableHead, z: Tensor, y: Tensor, folds: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def fit_head(ws: Workspace, model: Model, z: np.ndarray, labels: Labels, tracker
     torch.manual_seed(ws.recipe.seed)
     rival = head.rival()
     samples = [labeled_samples(ws, labels)] if head.reads_samples else []
-    networks = [Rival(ws, model, rival, labels, name)] if rival is not None else []
+    networks = [Rival(ws, model, rival, name)] if rival is not None else []
     head.fit(torch.from_numpy(z), torch.from_numpy(labels.y), *samples, *networks)
     found = head.findings()
     return Progress() if found is None else Progress(found=tell(ws, found, tracker))

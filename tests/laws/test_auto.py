@@ -272,6 +272,17 @@ def test_classes_count_as_often_as_labels_show_them():
     torch.testing.assert_close(one.predict(z, x).probs.mean(0), frequencies, atol=0.02, rtol=0)
 
 
+def test_of_very_many_labels_some_choose_and_all_teach(monkeypatch):
+    monkeypatch.setattr(rooms, "MOST", 40)
+    z, x, _, y = table("x", labels=101)
+    one = auto()
+    one.fit(z, y, x[y >= 0])
+    assert one.findings().title.startswith("34 labels")  # one in three
+    assert NAMES[int(one.taken)] == "logistic-samples"
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x[y >= 0].numpy(), y[y >= 0].numpy())
+    np.testing.assert_allclose(one.predict(z, x).probs, theirs.predict_proba(x.numpy()), atol=1e-4)
+
+
 def test_many_labels_are_held_out_once(monkeypatch):
     seen = []
     monkeypatch.setattr(rooms, "stratified", lambda y, folds, repeats: seen.append(repeats) or stratified(y, folds, repeats))
