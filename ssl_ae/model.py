@@ -102,7 +102,11 @@ class Model(nn.Module):
     def predict(self, x: Tensor) -> Distribution:
         """p(y|x) without noise, with frozen statistics; differentiable in x."""
         with frozen(self):
-            return self.head(self.features(x))
+            return self.p_y(self.features(x), x)
+
+    def p_y(self, z: Tensor, x: Tensor) -> Distribution:
+        """p(y|z) of the head for codes z (B, K), or p(y|z, x) where it reads samples x (B, *s) too."""
+        return self.head(z, x.flatten(1)) if self.head.reads_samples else self.head(z)
 
     def posterior(self, x: Tensor) -> Distribution:
         """q(z|x) without noise, batch shape (B,), event shape (K,). Deterministic in evaluation mode."""
@@ -139,7 +143,7 @@ class Model(nn.Module):
         draws = torch.stack([first, *others])  # (S, B, K)
         run.learn = True  # the decoder meets these rows in no other pass
         p_x, rebuilt = self.decoder(first, run) if Need.RECONSTRUCTION in needs else (None, {})
-        p_y = self.head(q.mean) if Need.PREDICTION in needs else None
+        p_y = self.p_y(q.mean, batch.x) if Need.PREDICTION in needs else None
 
         def decode(z: Tensor, condition: Tensor | None = None) -> Distribution:
             again = Pass(self.decoder, perturbers, dict(encoded), batch.labeled, condition, run.stats, learn=False, step=step)

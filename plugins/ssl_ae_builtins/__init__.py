@@ -10,6 +10,7 @@ from ssl_ae.data.sources.npz import Npz
 from ssl_ae.data.sources.sklearn import Named
 from ssl_ae.data.sources.tables import Table
 from ssl_ae.data.sources.webdataset import WebDataset
+from ssl_ae_builtins.auto import Auto
 from ssl_ae_builtins.consistency import Consistency
 from ssl_ae_builtins.contractive import Contractive
 from ssl_ae_builtins.conv import ConvDecoder, ConvEncoder
@@ -83,7 +84,7 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
 
 @ssl_ae.hookimpl
 def ssl_ae_heads() -> list[type[ssl_ae.Head] | type[ssl_ae.TableHead]]:
-    return [Softmax, Mlp, Gaussian, BernoulliHead, Logistic, Knn, LabelSpreading]
+    return [Softmax, Mlp, Gaussian, BernoulliHead, Logistic, Knn, LabelSpreading, Auto]
 
 
 @ssl_ae.hookimpl

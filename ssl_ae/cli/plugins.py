@@ -187,7 +187,7 @@ DECLARED = {
     "encoder": ("noisy", "differentiable", "reads_decoder"),
     "decoder": ("reads_layers",),
     "regularizer": ("verbs", "over", "needs", "always", "of_samples"),
-    "head": ("tasks", "fitted_at_once"),
+    "head": ("tasks", "fitted_at_once", "reads_samples"),
 }
 
 

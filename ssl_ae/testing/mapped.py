@@ -37,7 +37,7 @@ LIKELIHOODS: dict[str, Callable[[Distribution], bool]] = {
 def distribution(world: World, model: Model, sample: Sample, run: Pass | None = None) -> Distribution:
     """What the component under test returns for some rows."""
     if "head" in world.kind:
-        return model.head(sample.z)
+        return model.p_y(sample.z, sample.x)
     run = run or Pass(model.decoder)
     q = model.encoder(run.tap(sample.x, "input"), run)  # a decoder may read the encoder's layers
     if world.kind == "encoder":
