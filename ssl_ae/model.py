@@ -49,6 +49,8 @@ class Model(nn.Module):
 
         `step`, () int64, is the number of steps made before this one; None outside training.
         """
+        if Need.GUESS in needs and batch.guess is None:  # of validation rows nobody has guessed
+            batch = replace(batch, guess=batch.x.new_zeros(len(batch), self.head.shapes.outputs))
         watched = replace(batch, x=batch.x.detach().requires_grad_()) if Need.INPUT_GRAD in needs else batch
         perturbers, quiet = self._perturbers(), self._perturbers(always=True)
         undisturbed = perturbers == quiet and (step is None or not self.encoder.noisy)

@@ -10,7 +10,7 @@ from ssl_ae.data.loading import Draw
 from ssl_ae.errors import RecipeError
 from ssl_ae.model import Model, Slice, layers_of
 from ssl_ae.objective import RECONSTRUCTION, SUPERVISED, Objective, Weight, penalty
-from ssl_ae.recipe import Finetune, Mode
+from ssl_ae.recipe import Finetune, Mode, Training
 from ssl_ae.resolve import Resolved
 from ssl_ae.trace import Need, Over, matches
 
@@ -89,6 +89,11 @@ class Plan:
         return math.ceil(Fraction(count * self.rows, self.batch))
 
 
+def passes(training: Training, rows: int, size: int) -> int:
+    """Passes over so many rows in batches of `size`: as many as the recipe says, or as make `min_steps` steps."""
+    return max(training.epochs, math.ceil(Fraction(training.min_steps * size, rows)))
+
+
 AUTOENCODER = ("encoder.*", "decoder.*", "regularizers.*")
 CLASSIFIER = ("encoder.*", "head.*")
 EVERYTHING = ("*",)
@@ -98,19 +103,15 @@ def pretraining(resolved: Resolved, model: Model, rows: int) -> Plan:
     """l_X + penalties on every row, labels unused: of each slice of the model in turn, where it has any, and of the whole."""
     training = resolved.recipe.pretrain
     size = min(training.batch_size, rows)
+    epochs = passes(training, rows, size)
+    below = epochs if training.slice_epochs is None else training.slice_epochs
     objective = RECONSTRUCTION + penalties(resolved, model, of_prediction=False) + weight_penalties(resolved, model)
     phases = [
-        Phase(f"slice-{k + 1}", of_slice(objective, resolved, model, k), AUTOENCODER, Draw(size), slice_epochs(resolved), slice=k)
-        for k in range(len(model.encoder.slices()) if slice_epochs(resolved) else 0)
+        Phase(f"slice-{k + 1}", of_slice(objective, resolved, model, k), AUTOENCODER, Draw(size), below, slice=k)
+        for k in range(len(model.encoder.slices()) if below else 0)
     ]
-    whole = Phase("pretrain", objective, AUTOENCODER, Draw(size), training.epochs)
+    whole = Phase("pretrain", objective, AUTOENCODER, Draw(size), epochs)
     return Plan((*phases, whole), rows, size)
-
-
-def slice_epochs(resolved: Resolved) -> int:
-    """Passes of each slice: as many as the whole makes, unless the recipe says otherwise."""
-    training = resolved.recipe.pretrain
-    return training.epochs if training.slice_epochs is None else training.slice_epochs
 
 
 def of_slice(objective: Objective, resolved: Resolved, model: Model, index: int) -> Objective:
@@ -131,15 +132,18 @@ def finetuning(resolved: Resolved, model: Model, mode: Mode, rows: int, labeled:
     alternate:   one step on l_X + its penalties, one step on l_Y, in turn
     end-to-end:  l_Y alone
 
-    Penalties that read the prediction stand beside l_Y, penalties of parameters alone stand by themselves. One pass counts as
-    many steps in every mode, so that methods compare at equal steps.
+    Penalties that read the prediction stand beside l_Y, penalties of parameters alone stand by themselves. Steps of l_Y
+    without l_X draw labelled rows alone, and a batch of uniform ones beside them where a penalty is of any row. One pass counts
+    as many steps in every mode, so that methods compare at equal steps.
     """
     training = resolved.recipe.finetune
     rebuild = RECONSTRUCTION + penalties(resolved, model, of_prediction=False)
     classify = SUPERVISED + penalties(resolved, model, of_prediction=True)
     weights = weight_penalties(resolved, model)
-    only_labeled = Draw(0, min(training.batch_size, labeled))
-    size, epochs = min(training.batch_size, rows), training.epochs
+    size = min(training.batch_size, rows)
+    epochs = passes(training, rows, size)
+    of_any_row = any(term.over is not Over.LABELED for term in classify.terms)
+    beside_labels = Draw(size if of_any_row else 0, min(training.batch_size, labeled))
     if mode == "joint":
         extra = round(training.labeled_fraction * size)
         objective = classify + training.alpha * rebuild + weights
@@ -147,19 +151,31 @@ def finetuning(resolved: Resolved, model: Model, mode: Mode, rows: int, labeled:
     elif mode == "alternate":
         phases = (
             Phase("reconstruct", rebuild + weights, AUTOENCODER, Draw(size), epochs),
-            Phase("classify", classify + weights, classifier(model), only_labeled, epochs),
+            Phase("classify", classify + weights, classifier(model), beside_labels, epochs),
         )
     elif mode == "end-to-end":
-        phases = (Phase("classify", classify + weights, classifier(model), only_labeled, epochs),)
+        phases = (Phase("classify", classify + weights, classifier(model), beside_labels, epochs),)
     else:
         raise RecipeError(f"finetune.mode = {mode}: the encoder does not train in this mode.")
     return Plan(phases, rows, size, rotate=mode == "alternate")
 
 
+def labels_only(resolved: Resolved, model: Model, rows: int, labeled: int) -> Plan:
+    """End-to-end without the terms of unlabelled rows: what the labels give by themselves, in as many steps."""
+    training = resolved.recipe.finetune
+    size = min(training.batch_size, rows)
+    draw = Draw(0, min(training.batch_size, labeled))
+    classify = SUPERVISED + penalties(resolved, model, of_prediction=True)
+    of_labels = Objective(tuple(term for term in classify.terms if term.over is Over.LABELED))
+    objective = of_labels + weight_penalties(resolved, model)
+    return Plan((Phase("classify", objective, classifier(model), draw, passes(training, rows, size)),), rows, size)
+
+
 def head_training(training: Finetune, rows: int, labeled: int) -> Plan:
     """l_Y over the head alone, on stored latents."""
-    phase = Phase("classify", SUPERVISED, ("head.*",), Draw(0, min(training.batch_size, labeled)), training.epochs)
-    return Plan((phase,), rows, min(training.batch_size, rows))
+    size = min(training.batch_size, rows)
+    draw = Draw(0, min(training.batch_size, labeled))
+    return Plan((Phase("classify", SUPERVISED, ("head.*",), draw, passes(training, rows, size)),), rows, size)
 
 
 def classifier(model: Model) -> tuple[str, ...]:

@@ -75,6 +75,10 @@ class Data(Section):
         None, description="packed into `path` on first use: a path, or the name of a data set such as digits"
     )
     labels: either(str, LabelBudget, LABELS) = Field("all", description=LABELS)
+    pseudo_labels: str | None = Field(
+        None,
+        description="Parquet file of `ssl-ae predict`: class probabilities of train rows, which some regularizers learn from",
+    )
     residency: Literal["auto", "resident", "stream"] = Field(
         "auto", description="resident: decoded in memory; stream: read as needed"
     )
@@ -119,6 +123,7 @@ class EarlyStopping(Section):
 
 class Training(Section):
     epochs: Positive = Field(20, description="passes over the train split")
+    min_steps: int = Field(0, ge=0, description="small data are passed over more often than `epochs`, for so many steps at least")
     batch_size: Positive = Field(256, description="rows of a step, over all ranks")
     micro_batches: Positive = Field(1, description="parts of a rank's rows that go through the model one after another")
     optimizer: Optimizer = Optimizer()
@@ -164,12 +169,32 @@ class Finetune(Training):
     baselines: bool = Field(True, description="also train on the same labels: the labels-only network, PCA + logistic regression")
 
 
-StageName = Literal["pretrain", "extract", "finetune", "evaluate"]
+StageName = Literal["pretrain", "extract", "finetune", "predict", "evaluate"]
 
 
 class Stage(Section):
     stage: StageName
     set: dict[str, Any] = Field({}, description="fields as --set writes them, for this stage alone")
+
+
+OneStage = either(StageName, Stage, "the name of a stage, or {stage: NAME, set: {KEY: VALUE}}")
+
+
+class Rounds(Section):
+    """Stages that are repeated, each time from what the last time left."""
+
+    repeat: Positive = Field(description="how often")
+    stages: tuple[OneStage, ...] = Field(min_length=1)
+
+
+def _kind_of_stage(given: Any) -> str:
+    rounds = "repeat" in given if isinstance(given, dict) else isinstance(given, Rounds)
+    return "<rounds>" if rounds else "<stage>"
+
+
+STAGE_OR_ROUNDS = Annotated[
+    Annotated[OneStage, Tag("<stage>")] | Annotated[Rounds, Tag("<rounds>")], Discriminator(_kind_of_stage)
+]
 
 
 class Recipe(Section):
@@ -193,9 +218,10 @@ class Recipe(Section):
         "ddp",
         description="over ranks. ddp: each has the whole model; fsdp: each stores a share of weights, gradients and optimizer",
     )
-    stages: tuple[either(StageName, Stage, "the name of a stage, or {stage: NAME, set: {KEY: VALUE}}"), ...] = Field(
+    stages: tuple[STAGE_OR_ROUNDS, ...] = Field(
         ("pretrain", "extract", "finetune", "evaluate"),
-        description="what `ssl-ae run` does; {stage: finetune, set: {finetune.mode: joint}} changes fields for one stage",
+        description="what `ssl-ae run` does; {stage: finetune, set: {finetune.mode: joint}} changes fields for one stage; "
+        "{repeat: 2, stages: [...]} does some stages twice",
     )
     components: dict[str, dict[str, Any]] | None = Field(
         None, description="written by ssl-ae: versions of what the run was made with"
@@ -232,7 +258,7 @@ def explain(error: ValidationError, model: type[BaseModel], source: str, place: 
     """One line for each thing wrong: `source: place = value: expected ...`."""
     lines = []
     for item in error.errors():
-        location = [part for part in item["loc"] if part not in ("<text>", "<section>")]
+        location = [part for part in item["loc"] if part not in ("<text>", "<section>", "<stage>", "<rounds>")]
         name = ".".join([place, *map(str, location)] if place else [str(part) for part in location])
         given = "" if item["type"] == "missing" else f" = {_shown(item['input'])}"
         if item["type"] == "extra_forbidden":

@@ -264,6 +264,16 @@ class StageFolder:
         files.write_json(self.path / STAGE, main | {name: value for name, value in record.items() if name not in main})
 
 
+def is_stage(folder: Path) -> bool:
+    """Whether a folder is a stage's: RUN/finetune/METHOD can be named for RUN where its encoder is meant."""
+    return (folder / STAGE).exists()
+
+
+def holder_of(folder: Path) -> Path:
+    """The run folder that a finetuning RUN/finetune/METHOD is in; a run folder itself."""
+    return folder.parent.parent if is_stage(folder) else folder
+
+
 def sha256_of(path: Path) -> str:
     """Read once as long as the file stays the same."""
     status = path.stat()

@@ -38,6 +38,7 @@ class Need(enum.StrEnum):
     INPUT_GRAD = "input_grad"  # batch.x takes part in autograd
     VIEW = "view"  # a second, differently perturbed pass: trace.view
     TEACHER = "teacher"  # the averaged (EMA) model on the unperturbed rows: trace.teacher
+    GUESS = "guess"  # class probabilities that an earlier model gave the row: batch.guess
     STEP_MEAN = "step_mean"  # trace.step_mean: means over all rows of the step; only for terms over STEP
 
 
@@ -68,6 +69,7 @@ class Batch:
     uniform: Tensor | None = None  # (B,) bool, drawn uniformly from all rows; the others are extra labelled rows
     weight_y: Tensor | None = None  # (B,) weight of the row in l_Y
     soft: Tensor | None = None  # (B, C) class probabilities that replace y where given
+    guess: Tensor | None = None  # (B, C) class probabilities by an earlier model, 0 in rows that it gave none; needs GUESS
 
     def __post_init__(self) -> None:
         rows, device = len(self.x), self.x.device

@@ -47,6 +47,9 @@ SCENARIOS = {
         "alternate", extra=(), encoder={"name": "sparse_coding", "sparsity": 0.3}, decoder={"name": "linear"}
     ),
     "end-to-end": scenario("end-to-end"),
+    "end-to-end, the teacher's classes aligned": scenario(
+        "end-to-end", extra=(), regularizers=({"name": "consistency", "threshold": 0.34, "align": True},), ema=0.9
+    ),
     "pretrain": scenario("pretrain", extra=()),
     "pretrain, layer by layer": scenario("pretrain", ema=0.9, slice_epochs=1, encoder={"name": "stack", "widths": [11]}),
     "pretrain, mean activity": scenario(

@@ -10,6 +10,7 @@ from ssl_ae.data.sources.npz import Npz
 from ssl_ae.data.sources.sklearn import Named
 from ssl_ae.data.sources.tables import Table
 from ssl_ae.data.sources.webdataset import WebDataset
+from ssl_ae_builtins.consistency import Consistency
 from ssl_ae_builtins.contractive import Contractive
 from ssl_ae_builtins.conv import ConvDecoder, ConvEncoder
 from ssl_ae_builtins.distortion import Distortion
@@ -24,6 +25,7 @@ from ssl_ae_builtins.lista import Lista
 from ssl_ae_builtins.mlp import MlpDecoder, MlpEncoder
 from ssl_ae_builtins.noise import Dropout, GaussianNoise, MaskingNoise, SaltPepper
 from ssl_ae_builtins.penalties import Kl, SparseL1, Weights
+from ssl_ae_builtins.pseudo_labels import PseudoLabels
 from ssl_ae_builtins.sparse_coding import SparseCoding
 from ssl_ae_builtins.sparse_kl import SparseKl
 from ssl_ae_builtins.stack import StackEncoder
@@ -66,7 +68,9 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
         SparseKl,
         UnitNorm,
         Contractive,
+        Consistency,
         Ladder,
+        PseudoLabels,
     ]
 
 

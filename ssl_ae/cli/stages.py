@@ -108,7 +108,9 @@ def extract(
 
 def finetune(
     recipe: RecipePath,
-    from_: Annotated[Path | None, typer.Option("--from", metavar="RUN", help="Run folder with the pretrained model.")] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="Run folder with the pretrained model, or its finetune/METHOD.")
+    ] = None,
     sequential: Annotated[bool, typer.Option("--sequential", help="Head on the stored latents; the encoder stays.")] = False,
     joint: Annotated[bool, typer.Option("--joint", help="l_Y + alpha * l_X on labelled and unlabelled rows.")] = False,
     alternate: Annotated[bool, typer.Option("--alternate", help="One step on l_X, one step on l_Y, in turn.")] = False,
@@ -147,10 +149,11 @@ def finetune(
         start_ranks(nproc, max_restarts, chosen, str(recipe))
         return
     with many_imports():
+        from ssl_ae.runs import holder_of
         from ssl_ae.stages.finetune import finetune as stage
         from ssl_ae.stages.workspace import open_workspace
 
-    folder = out or from_ or run_folder(chosen, None)
+    folder = out or (holder_of(from_) if from_ else run_folder(chosen, None))
     with open_workspace(chosen, folder, str(recipe), reporter()) as ws:
         outcome = stage(ws, restart, from_, force)
     finish(outcome, json)
@@ -192,6 +195,7 @@ def predict(
     method: Annotated[
         str | None, typer.Option(metavar="METHOD", help="Which finetuned model; default: the last finished.")
     ] = None,
+    split: Annotated[str | None, typer.Option(metavar="SPLIT", help="train, val or test alone; default: all.")] = None,
     key: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column that holds the key (tables).")] = None,
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of labels to leave out (tables).")] = None,
     json: Json = False,
@@ -201,12 +205,13 @@ def predict(
     \b
     ssl-ae predict runs/mnist-vae new_photos/ --out predictions.parquet
     ssl-ae predict runs/trees new_trees.csv --key id --out predictions.parquet
+    ssl-ae predict runs/mnist-vae data/mnist --split train --out guesses.parquet
     """
     with many_imports():
         from ssl_ae.data.sources import PackOptions
         from ssl_ae.stages.predict import predict as stage
 
-    finish(stage(run, data, out, method, reporter(), PackOptions(label=label, key=key)), json)
+    finish(stage(run, data, out, method, reporter(), PackOptions(label=label, key=key), split), json)
 
 
 def run(

@@ -86,6 +86,8 @@ class Draw:
 class Feed:
     """The batches of one split on one rank. `y` is (N,) or (N, T), UNLABELED or NaN where training may not look.
 
+    `guess` (N, C) are class probabilities of an earlier model, 0 in rows without.
+
     `ahead` is told, in good time, which rows will be streamed.
     """
 
@@ -99,6 +101,7 @@ class Feed:
         device: torch.device,
         residency: Residency = "auto",
         weight_y: np.ndarray | None = None,
+        guess: np.ndarray | None = None,
         rank: int = 0,
         world: int = 1,
         ahead: Callable[[np.ndarray], None] | None = None,
@@ -108,12 +111,14 @@ class Feed:
         # what is the same for every row is held once: streaming must not cost memory by the row
         self.y = torch.tensor(UNLABELED).expand(split.rows) if y is None else torch.as_tensor(y)
         self.weight_y = torch.ones(()).expand(split.rows) if weight_y is None else torch.as_tensor(weight_y, dtype=torch.float32)
+        self.guess = None if guess is None else torch.as_tensor(guess, dtype=torch.float32)
         labeled = torch.tensor(False).expand(split.rows) if y is None else known(self.y)
         self.labeled_rows = np.empty(0, np.int64) if y is None else torch.nonzero(labeled)[:, 0].numpy()
         self.resident = _fits(split, device) if residency == "auto" else residency == "resident"
         self.stored = torch.from_numpy(split.read(np.arange(split.rows))).to(device) if self.resident else None
         if self.resident:
             self.y, self.weight_y, labeled = (t.to(device) for t in (self.y, self.weight_y, labeled))
+            self.guess = None if self.guess is None else self.guess.to(device)
         self.labeled = labeled
         # the same order for resident rows: free memory, which `auto` looks at, differs between ranks and from day to day
         ahead = None if self.resident else ahead
@@ -178,7 +183,8 @@ class Feed:
         stored, mask, y, weight_y, labeled = (
             t.to(self.device, non_blocking=True) for t in (stored, torch.from_numpy(uniform), *sides)
         )
-        return Batch(x=self.scaling(stored), y=y, labeled=labeled, row=index, uniform=mask, weight_y=weight_y)
+        guess = None if self.guess is None else self.guess.index_select(0, at).to(self.device, non_blocking=True)
+        return Batch(x=self.scaling(stored), y=y, labeled=labeled, row=index, uniform=mask, weight_y=weight_y, guess=guess)
 
 
 @dataclass(frozen=True)

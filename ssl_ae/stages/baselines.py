@@ -15,7 +15,7 @@ from torch import Tensor
 from ssl_ae import checkpoint, distributed, files
 from ssl_ae.data.loading import Feed
 from ssl_ae.model import Model
-from ssl_ae.plan import finetuning
+from ssl_ae.plan import labels_only
 from ssl_ae.stages.labels import Labels
 from ssl_ae.stages.scoring import BATCH_ROWS, predict_rows
 from ssl_ae.stages.training_run import train
@@ -58,7 +58,7 @@ def train_labels_only(ws: Workspace, labels: Labels, feed: Feed) -> Model:
         early = early.model_copy(update={"metric": "val/loss"})  # nothing else is measured without a decoder
     model = ws.fresh_model(head=True)
     model.head.prepare(torch.as_tensor(labels.y[labels.known]))
-    plan = finetuning(ws.resolved, model, "end-to-end", feed.split.rows, labels.count)
+    plan = labels_only(ws.resolved, model, feed.split.rows, labels.count)
     training = ws.recipe.finetune.model_copy(update={"early_stopping": early})
     val = ws.labeled_feed("val") if early else None
     return train(ws, model, plan, feed, training, name=f"baseline {LABELS_ONLY}", val=val)[0]

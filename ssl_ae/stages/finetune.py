@@ -21,7 +21,7 @@ from ssl_ae.runs import STAGE, Inputs, StageFolder, diff
 from ssl_ae.stages.baselines import fit_baselines, predict_baselines
 from ssl_ae.stages.changed import allowed, software
 from ssl_ae.stages.extract import extract
-from ssl_ae.stages.labels import Labels, labels_of
+from ssl_ae.stages.labels import Labels, labels_of, with_guesses
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.report import draw_figures, log_model, tell_comparison
 from ssl_ae.stages.scoring import predict_rows, score
@@ -38,12 +38,13 @@ SPLITS = ("train", "val")  # whose latents a head needs: one to learn from, one 
 def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = None, force: bool = False) -> Outcome:
     """Train the recipe's head in the recipe's mode; RUN/finetune/METHOD holds the whole model.
 
-    `pretrained` is the run folder that weights and latents come from, this one unless given. `force` goes on although
+    `pretrained` is the run folder that weights and latents come from, this one unless given; also RUN/finetune/METHOD, for the
+    encoder that a finetuning has left. `force` goes on although
     something changed that the weights do not depend on (`changed`).
     """
     training = ws.recipe.finetune
     check_mode(ws.resolved)
-    labels = labels_of(ws)
+    labels = labels_of(ws) if training.mode == "sequential" else with_guesses(ws, labels_of(ws))
     origin = Workspace(ws.resolved, ws.data, pretrained or ws.run, ws.device, ws.reporter)
     if uses_pretrained(training):
         check_origin(origin)
@@ -54,7 +55,7 @@ def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = Non
     if stage.state(inputs, restart) == "done":
         ws.reporter.say(f"finetune: already done in {stage.path}")
         return ws.outcome("finetune", stage, "skipped", method=stage.path.name)
-    feed, val = ws.feed("train", labels.y, labels.weight), ws.labeled_feed("val")
+    feed, val = ws.feed("train", labels.y, labels.weight, labels.guess), ws.labeled_feed("val")
     if training.mode == "sequential":
         extract_missing(origin, ws)
     state = ws.claim(stage, inputs, restart)  # only now: damaged data must not leave a stage behind
@@ -90,8 +91,8 @@ def warn_of_unlabelled_classes(ws: Workspace, labels: Labels) -> None:
 def extract_missing(origin: Workspace, ws: Workspace) -> None:
     """The latents that a head is trained and judged on, where the pretrained run does not have them yet."""
     with contextlib.ExitStack() as stack:
-        if origin.run.resolve() != ws.run.resolve():
-            stack.enter_context(only_writer(origin.run, ws.reporter))
+        if origin.holder.resolve() != ws.run.resolve():  # whose lock is held already
+            stack.enter_context(only_writer(origin.holder, ws.reporter))
         extract(origin, SPLITS)
 
 
@@ -202,6 +203,7 @@ def fields_of(ws: Workspace, labels: Labels, origin: Workspace | None) -> dict[s
         "seed": tree["seed"],
         "data": {"card_sha256": ws.card.fingerprint, "scale": ws.resolved.scale},
         "labels": labels.digest,
+        "pseudo_labels": labels.guess_digest,
         "model": tree["model"],
         "finetune": {name: value for name, value in tree["finetune"].items() if name not in unread},
         "precision": tree["precision"],
@@ -257,5 +259,6 @@ def check_origin(origin: Workspace) -> None:
 def architecture(fields: dict[str, Any]) -> dict[str, Any]:
     """The part of a pretraining's fields that decides which weights there are and what they see."""
     model = {name: fields["model"][name] for name in ("latent_dim", "encoder", "decoder")}
-    components = {name: version for name, version in fields["components"].items() if not name.startswith("regularizer ")}
+    kinds = ("encoder ", "decoder ")
+    components = {name: version for name, version in fields["components"].items() if name.startswith(kinds)}
     return {"data": fields["data"], "model": model, "components": components}

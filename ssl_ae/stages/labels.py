@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ssl_ae import files
+from ssl_ae import files, tables
+from ssl_ae.data.keys import as_keys, rows_of
 from ssl_ae.data.labels import aligned, draw
-from ssl_ae.errors import DataError
+from ssl_ae.errors import DataError, RecipeError
+from ssl_ae.resolve import Resolved
 from ssl_ae.stages.workspace import Workspace
-from ssl_ae.trace import UNLABELED
+from ssl_ae.trace import UNLABELED, Need
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Labels:
 
     y: np.ndarray  # (N,) int64 with -1, or (N, T) float32 with NaN
     weight: np.ndarray | None  # (N,) weight in l_Y
+    guess: np.ndarray | None = None  # (N, C) float32, class probabilities by an earlier model, 0 in rows without
 
     @property
     def known(self) -> np.ndarray:
@@ -35,6 +39,11 @@ class Labels:
         """sha256 of who has which label."""
         weight = [] if self.weight is None else self.weight[self.known].tolist()
         return files.digest([np.flatnonzero(self.known).tolist(), self.y[self.known].tolist(), weight])
+
+    @property
+    def guess_digest(self) -> str | None:
+        """sha256 of the guesses."""
+        return None if self.guess is None else hashlib.sha256(self.guess.tobytes()).hexdigest()
 
 
 def labels_of(ws: Workspace) -> Labels:
@@ -70,3 +79,47 @@ def labels_of(ws: Workspace) -> Labels:
             "Name a file with columns key and label: --labels FILE."
         )
     return found
+
+
+def with_guesses(ws: Workspace, labels: Labels) -> Labels:
+    """The labels, and what an earlier model guesses of the rows, where a regularizer of the recipe learns from that.
+
+    Raises RecipeError where they are not named, DataError for a table that is not of these rows or classes.
+    """
+    check_guesses(ws.resolved)
+    wanted = any(Need.GUESS in part.cls.needs for part in ws.resolved.regularizers)
+    return replace(labels, guess=read_guesses(ws, Path(ws.recipe.data.pseudo_labels))) if wanted else labels
+
+
+def check_guesses(resolved: Resolved, coming: bool = False) -> None:
+    """Raises RecipeError where a regularizer learns from guesses and none are named, nor `coming` from a stage before."""
+    eager = [part.full_name for part in resolved.regularizers if Need.GUESS in part.cls.needs]
+    training, named = resolved.recipe.finetune, resolved.recipe.data.pseudo_labels
+    if eager and training.mode != "sequential" and named is None and not coming:
+        raise RecipeError(
+            f"regularizer {eager[0]} learns from the guesses of an earlier model. Name them: `ssl-ae predict RUN DATA --split "
+            "train --out FILE.parquet`, then --set data.pseudo_labels=FILE.parquet; or put the stage predict before this one."
+        )
+
+
+def read_guesses(ws: Workspace, path: Path) -> np.ndarray:
+    """(N, C) float32: the columns p_CLASS of a table of predictions in the order of the train rows; 0 in rows it lacks."""
+    names, keys = ws.card.y.names, ws.data.split("train").keys
+    columns = tables.read_parquet(path).columns
+    wanted = ["key", *(f"p_{name}" for name in names)]
+    if missing := [name for name in wanted if name not in columns]:
+        raise DataError(
+            f"data.pseudo_labels = {path}: has no column {missing[0]!r}; expected the predictions of a classifier of these "
+            f"{len(names)} classes, as `ssl-ae predict` writes them."
+        )
+    p = np.stack([columns[name] for name in wanted[1:]], axis=1).astype(np.float32)
+    wrong = ~(np.isfinite(p).all(1) & (p >= 0).all(1) & (np.abs(p.sum(1) - 1) < 1e-3))
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(f"data.pseudo_labels = {path}: row {row + 1} holds no probabilities of sum 1: {p[row].tolist()[:10]}.")
+    rows = rows_of(as_keys(keys), as_keys(columns["key"]))
+    if not (rows >= 0).any():
+        raise DataError(f"data.pseudo_labels = {path}: none of its {len(p):,} keys is a train row of {ws.data.path}.")
+    guess = np.zeros((len(keys), len(names)), np.float32)
+    guess[rows >= 0] = p[rows[rows >= 0]]
+    return guess

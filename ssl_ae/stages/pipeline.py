@@ -2,42 +2,111 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssl_ae import distributed
+from ssl_ae import distributed, tables
+from ssl_ae.errors import DataError, RecipeError
 from ssl_ae.progress import Reporter
-from ssl_ae.recipe import Recipe, Stage, with_fields
+from ssl_ae.recipe import Recipe, Rounds, Stage, StageName, with_fields
 from ssl_ae.registry import Registry
+from ssl_ae.runs import StageFolder
 from ssl_ae.stages.evaluate import evaluate
 from ssl_ae.stages.extract import extract
 from ssl_ae.stages.finetune import check_mode, finetune
+from ssl_ae.stages.labels import check_guesses
 from ssl_ae.stages.outcome import Outcome
+from ssl_ae.stages.predict import MADE_BY, predict
 from ssl_ae.stages.pretrain import pretrain
-from ssl_ae.stages.workspace import open_data, open_workspace
+from ssl_ae.stages.workspace import Workspace, open_data, open_workspace
 
-STAGES = {"pretrain": pretrain, "extract": extract, "finetune": finetune, "evaluate": evaluate}
 RESTARTABLE = {"pretrain", "finetune"}
+PREDICTIONS = "train.parquet"  # of a method, in its own folder `predictions`
+
+
+@dataclass
+class Chain:
+    """What a stage goes on from: whose encoder, whose head, and which guesses of the train rows."""
+
+    encoder: Path  # a run folder, or that of a finetuning that trained the encoder too
+    method: Path | None = None  # the last finetuning
+    guesses: Path | None = None  # its predictions
+
+    def make(self, name: StageName, ws: Workspace, options: dict[str, bool]) -> Outcome:
+        """One stage, which the next goes on from."""
+        return getattr(self, f"_{name}")(ws, **options)
+
+    def _pretrain(self, ws: Workspace, **options: bool) -> Outcome:
+        self.encoder = ws.run
+        return pretrain(ws, **options)
+
+    def _extract(self, ws: Workspace) -> Outcome:
+        return extract(replace(ws, run=self.encoder))
+
+    def _finetune(self, ws: Workspace, **options: bool) -> Outcome:
+        outcome = finetune(ws, pretrained=self.encoder, **options)
+        self.method = outcome.outputs["stage"]
+        if ws.recipe.finetune.mode != "sequential":
+            self.encoder = self.method
+        return outcome
+
+    def _predict(self, ws: Workspace) -> Outcome:
+        self.guesses = self.method / "predictions" / PREDICTIONS
+        outcome = Outcome("predict", ws.run, "skipped", outputs={"predictions": self.guesses}, more={"method": self.method.name})
+        with distributed.main_first() as main:
+            if main and not is_of(self.guesses, self.method):
+                outcome = predict(ws.run, str(ws.data.path), self.guesses, self.method.name, ws.reporter, split="train")
+        return outcome
+
+    def _evaluate(self, ws: Workspace) -> Outcome:
+        return evaluate(ws)
+
+
+def is_of(predictions: Path, method: Path) -> bool:
+    """Whether a table holds the predictions of a method as it is now."""
+    try:
+        made_by = tables.read_metadata(predictions).get(MADE_BY)
+    except DataError:
+        return False
+    return made_by == StageFolder(method).fingerprint
+
+
+def planned(recipe: Recipe) -> list[Stage]:
+    """The stages in their order, those of rounds as often as they are repeated."""
+    plan = []
+    for entry in recipe.stages:
+        rounds = isinstance(entry, Rounds)
+        for stage in entry.stages * entry.repeat if rounds else (entry,):
+            plan.append(stage if isinstance(stage, Stage) else Stage(stage=stage))
+    return plan
 
 
 def check_all(plan: list[Stage], recipes: list[Recipe], source: str, reporter: Reporter, registry: Registry) -> None:
     """Raise now what a later stage would refuse after an earlier one has trained for hours."""
+    made: set[str] = set()
     for stage, chosen in zip(plan, recipes, strict=True):
         _, resolved = open_data(chosen, registry, source, reporter)
         if stage.stage == "finetune":
             check_mode(resolved)
+            check_guesses(resolved, "predict" in made)
+        if stage.stage == "predict" and "finetune" not in made:
+            raise RecipeError(f"{source}: stages: predict needs a finetune before it.")
+        made.add(stage.stage)
 
 
 def run_stages(recipe: Recipe, run: Path, source: str, reporter: Reporter, restart: bool = False, force: bool = False) -> Outcome:
     """The outcome of the last stage, with every stage's outputs."""
-    registry, outcomes = Registry.discover(), []
-    plan = [stage if isinstance(stage, Stage) else Stage(stage=stage) for stage in recipe.stages]
+    registry, outcomes, chain = Registry.discover(), [], Chain(run)
+    plan = planned(recipe)
     recipes = [with_fields(recipe, stage.set, f"{source}: stages") for stage in plan]
     with distributed.process_group(recipe.device):
         check_all(plan, recipes, source, reporter, registry)
         for stage, chosen in zip(plan, recipes, strict=True):
+            if chain.guesses and chosen.data.pseudo_labels is None:
+                chosen = with_fields(chosen, {"data.pseudo_labels": str(chain.guesses)}, source)
             with open_workspace(chosen, run, source, reporter, registry) as ws:
                 options = {"restart": restart, "force": force} if stage.stage in RESTARTABLE else {}
-                outcomes.append(STAGES[stage.stage](ws, **options))
+                outcomes.append(chain.make(stage.stage, ws, options))
     last = outcomes[-1]
     outputs = {}
     for outcome in outcomes[:-1]:

@@ -27,6 +27,8 @@ from ssl_ae.stages.scoring import BATCH_ROWS, values_of
 from ssl_ae.stages.stored import on_this_machine, read_model, resolve_stored
 from ssl_ae.trace import Batch
 
+MADE_BY = "ssl_ae.model_fingerprint"  # in the metadata of the table
+
 
 @dataclass
 class Predictor:
@@ -82,10 +84,11 @@ def predict(
     method: str | None = None,
     reporter: Reporter | None = None,
     options: PackOptions = PackOptions(),
+    split: str | None = None,
 ) -> Outcome:
     """Predict every sample of a data set (packed, WebDataset, or anything `data pack` reads) into one Parquet file.
 
-    `options` say which columns of a table are its key and labels, as for `data pack`.
+    `split`: of this split alone. `options` say which columns of a table are its key and labels, as for `data pack`.
     """
     reporter = reporter or Reporter()
     if out.suffix != ".parquet":
@@ -97,15 +100,15 @@ def predict(
         source = open_any(data, predictor.card.x, Path(aside), reporter, options)
         features = features_for(predictor.card.x, source.card.x, data, reporter)
         files.sweep(files.make_folder(out.parent), out.name)  # what a killed prediction left of the same file
-        for name in source.card.splits:
-            split = source.split(name)
-            with reporter.bar(f"predict {name}", split.rows) as advance:
-                for block in np.array_split(np.arange(split.rows), max(1, -(-split.rows // 16_384))):
-                    parts.append(predictor.predict(split.read(block)[:, features]))
-                    keys.append(split.keys[block])
+        for name in source.card.splits if split is None else [split]:
+            samples = source.split(name)
+            with reporter.bar(f"predict {name}", samples.rows) as advance:
+                for block in np.array_split(np.arange(samples.rows), max(1, -(-samples.rows // 16_384))):
+                    parts.append(predictor.predict(samples.read(block)[:, features]))
+                    keys.append(samples.keys[block])
                     advance(len(block), "")
     columns = {"key": np.concatenate(keys)} | {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    tables.write_parquet(out, columns, {"ssl_ae.model_fingerprint": stage.fingerprint})
+    tables.write_parquet(out, columns, {MADE_BY: stage.fingerprint})
     return Outcome(
         "predict",
         run,

@@ -33,6 +33,8 @@ from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.stored import card_with_labels, read_model, resolve_stored
 from ssl_ae.tracking import Tracker, live_store
 
+AUTOENCODER = ("encoder.", "decoder.")  # how the names of its weights begin
+
 
 @dataclass
 class Workspace:
@@ -53,14 +55,22 @@ class Workspace:
 
     @property
     def pretrained(self) -> StageFolder:
-        return StageFolder(self.run / "pretrain")
+        """The stage whose encoder this is: RUN/pretrain, or the finetuning RUN/finetune/METHOD where the folder is that."""
+        return StageFolder(self.run if runs.is_stage(self.run) else self.run / "pretrain")
+
+    @property
+    def holder(self) -> Path:
+        """The run folder, also of a finetuning inside it."""
+        return runs.holder_of(self.run)
 
     @cached_property
     def scaling(self) -> Scaling:
         return Scaling(self.card.x, self.resolved.scale).to(self.device)
 
-    def feed(self, split: str, y: np.ndarray | None = None, weight_y: np.ndarray | None = None) -> Feed:
-        """Batches of a split on this rank, with these labels or none."""
+    def feed(
+        self, split: str, y: np.ndarray | None = None, weight_y: np.ndarray | None = None, guess: np.ndarray | None = None
+    ) -> Feed:
+        """Batches of a split on this rank, with these labels and guesses or none."""
         samples = self.data.split(split)
         return Feed(
             samples,
@@ -70,6 +80,7 @@ class Workspace:
             device=self.device,
             residency=self.recipe.data.residency,
             weight_y=weight_y,
+            guess=guess,
             rank=distributed.rank(),
             world=distributed.world(),
             ahead=samples.expect if samples.is_remote else None,
@@ -99,10 +110,11 @@ class Workspace:
         return model.to(self.device)
 
     def load_pretrained(self, model: Model) -> Model:
-        """The pretrained encoder and decoder of this run into a model, whatever head it has."""
+        """The pretrained encoder and decoder of this run into a model, whatever head and regularizers it has."""
         weights = read_model(self.resolved, self.pretrained_weights())
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-        stray = [name for name in missing if not name.startswith("head.")] + list(unexpected)
+        wanted = {name: weight for name, weight in weights.items() if name.startswith(AUTOENCODER)}
+        missing, unexpected = model.load_state_dict(wanted, strict=False)
+        stray = [name for name in missing if name.startswith(AUTOENCODER)] + list(unexpected)
         if stray:
             raise CheckpointError(
                 f"{self.pretrained.path} does not fit this recipe: {', '.join(stray[:5])}. Use the recipe it was made with."
@@ -167,7 +179,7 @@ class Workspace:
         tracker = Tracker(
             stage.path,
             experiment=self.recipe.name,
-            run_folder=self.run,
+            run_folder=self.holder,
             stage=name,
             parameters=self.resolved.as_dict(),
             rank=distributed.rank(),

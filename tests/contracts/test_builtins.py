@@ -2,6 +2,7 @@
 
 import pytest
 from ssl_ae_builtins import (
+    consistency,
     contractive,
     conv,
     distortion,
@@ -65,6 +66,10 @@ CASES = [  # (class, options, partners it is tried beside where the kit's plain 
     (sparse_kl.SparseKl, {"layers": ["h*"]}, (mlp.MlpEncoder, {"widths": [13], "activation": "sigmoid"})),
     *((unit_norm.UnitNorm, {"norm": norm}, linear.LinearDecoder) for norm in ("equal", "at_most")),
     (contractive.Contractive, {}),
+    *(
+        (consistency.Consistency, options)
+        for options in [{"threshold": 0.2}, {"threshold": 0.2, "target": "soft", "sharpen": 0.5, "align": True}]
+    ),
     (noise.Dropout, {}),
     (noise.GaussianNoise, {}),
     (noise.MaskingNoise, {"layers": ["input", "h1"]}),

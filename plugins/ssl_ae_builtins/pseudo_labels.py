@@ -1,0 +1,40 @@
+"""Soft pseudo-labels: what an earlier model guesses of unlabelled rows, as sure as it was."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+import ssl_ae
+
+
+class PseudoLabels(ssl_ae.Regularizer):
+    """w(x) * -sum_c g_c log p(c|x) over unlabelled rows, with g the guess of an earlier model, sharpened, and w = max_c of it.
+
+    Pseudo-labels of Lee (2013, eq. 15) in the soft, weighted form: g = guess^power / sum guess^power (Berthelot et al. 2019,
+    eq. 7, power = 1/T), and a row counts by the largest probability of its guess before that, as label propagation weighs
+    by certainty (Iscen et al. 2019, eq. 11, there by entropy). Rows with a label, and rows without a guess, count 0; the mean
+    is over all rows. The guesses are `data.pseudo_labels`, a table of `ssl-ae predict`.
+    """
+
+    name = "pseudo_labels"
+    needs = frozenset({ssl_ae.Need.PREDICTION, ssl_ae.Need.GUESS})
+
+    class Config(ssl_ae.Config):
+        power: float = Field(2.0, gt=0, description="that sharpens a guess; 1: as it is, large: its most probable class alone")
+        sure: float = Field(1.0, ge=0, description="exponent of the weight by certainty; 0: all rows alike")
+
+    def penalty(self, trace: ssl_ae.Trace) -> Tensor:
+        """(B,) in nats."""
+        guess = trace.batch.guess
+        power = guess**self.config.power
+        sharp = power / power.sum(1, keepdim=True).clamp(min=1e-30)
+        weight = guess.amax(1) ** self.config.sure * (guess.sum(1) > 0)
+        loss = -(sharp * trace.p_y.logits).sum(1)
+        return (weight * loss).masked_fill(trace.batch.labeled, 0.0)
+
+    @classmethod
+    def check(cls, config: ssl_ae.Config, recipe) -> list[str]:
+        if recipe.shapes.classes is None:
+            return ["pseudo_labels are of classes, but the labels are numbers. Remove pseudo_labels."]
+        return []
