@@ -10,6 +10,7 @@ from ssl_ae.data.sources.npz import Npz
 from ssl_ae.data.sources.sklearn import Named
 from ssl_ae.data.sources.tables import Table
 from ssl_ae.data.sources.webdataset import WebDataset
+from ssl_ae_builtins.conditional import ConditionalMlpDecoder, ConditionalMlpEncoder, LabelKl
 from ssl_ae_builtins.consistency import Consistency
 from ssl_ae_builtins.contractive import Contractive
 from ssl_ae_builtins.conv import ConvDecoder, ConvEncoder
@@ -45,12 +46,13 @@ def ssl_ae_encoders() -> list[type[ssl_ae.Encoder]]:
         Lista,
         HashEncoder,
         LadderEncoder,
+        ConditionalMlpEncoder,
     ]
 
 
 @ssl_ae.hookimpl
 def ssl_ae_decoders() -> list[type[ssl_ae.Decoder]]:
-    return [LinearDecoder, MlpDecoder, ConvDecoder, FactorAnalysisDecoder, LadderDecoder]
+    return [LinearDecoder, MlpDecoder, ConvDecoder, FactorAnalysisDecoder, LadderDecoder, ConditionalMlpDecoder]
 
 
 @ssl_ae.hookimpl
@@ -65,6 +67,7 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
         Grayscale,
         SparseL1,
         Kl,
+        LabelKl,
         SparseKl,
         UnitNorm,
         Contractive,
