@@ -6,6 +6,7 @@ import ssl_ae
 from ssl_ae.data.sources import Source
 from ssl_ae.data.sources.idx import Idx
 from ssl_ae.data.sources.images import Images
+from ssl_ae.data.sources.latents import StoredLatents
 from ssl_ae.data.sources.npz import Npz
 from ssl_ae.data.sources.sklearn import Named
 from ssl_ae.data.sources.tables import Table
@@ -84,4 +85,4 @@ def ssl_ae_heads() -> list[type[ssl_ae.Head] | type[ssl_ae.TableHead]]:
 
 @ssl_ae.hookimpl
 def ssl_ae_sources() -> list[type[Source]]:
-    return [Idx, Npz, Images, Table, WebDataset, Named]
+    return [Idx, Npz, Images, StoredLatents, Table, WebDataset, Named]
