@@ -27,7 +27,7 @@ def packed(tmp_path_factory) -> Path:
     x, y = np.split(images, [ROWS - 60]), np.split(digits.target[:ROWS], [ROWS - 60])
     np.savez(folder / "mnist.npz", x_train=x[0], y_train=y[0], x_test=x[1], y_test=y[1])
     assert call("data", "pack", folder / "mnist.npz", folder / "data" / "mnist").code == 0
-    codes = [part.reshape(len(part), -1)[:, ::15].astype(np.float32)[:, :50] for part in x]
+    codes = [(part.reshape(len(part), -1)[:, ::15][:, :50] / 100).astype(np.float32) for part in x]
     np.savez(folder / "codes.npz", x_train=codes[0], y_train=y[0], x_test=codes[1], y_test=y[1])
     assert call("data", "pack", folder / "codes.npz", folder / "data" / "mnist-m1").code == 0
     return folder
