@@ -112,6 +112,7 @@ class Optimizer(Section):
 class Schedule(Section):
     name: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate grows linearly from 0")
+    hold: float = Field(0.0, ge=0, lt=1, description="part of the steps, warm-up included, before the rate starts to fall")
     final: float = Field(0.0, ge=0, le=1, description="last learning rate as a fraction of the highest")
 
 

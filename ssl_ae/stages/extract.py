@@ -103,7 +103,8 @@ def columns_of(ws: Workspace, scores: bool, layer: str | None) -> Columns:
     latent (n, K), latent_std (n, K) of a random posterior, and with `scores` reconstruction_nats (n,) at E[z|x].
     """
     encoder = ws.resolved.encoder
-    random = encoder.cls.posterior(encoder.config) != "point"
+    # without a label, a conditional encoder gives features, which are certain
+    random = encoder.cls.posterior(encoder.config) != "point" and not encoder.cls.conditional
 
     def of_layer(model: Model, x: Tensor) -> dict[str, Tensor]:
         return {"latent": model.layer(x, layer).flatten(1)}
