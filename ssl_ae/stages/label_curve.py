@@ -280,7 +280,7 @@ class Making:
         columns, lines = report.table()
         unit = " in %" if report.figure == "accuracy" else ""
         self.ws.reporter.table(f"{report.figure}{unit} on {self.curve.split}, mean ± sd over draws of the labels", columns, lines)
-        self.ws.reporter.table("draw by draw", *report.compared_table(comparisons))
+        self.ws.reporter.table("draw by draw, method less control", *report.compared_table(comparisons))
         for verdict in verdicts:
             self.ws.reporter.warn(verdict)
         return outputs, report
