@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ssl_ae.errors import PluginError
+from ssl_ae.findings import Findings
 from ssl_ae.latent import PosteriorKind
 from ssl_ae.pictures import Picture
 from ssl_ae.trace import Batch, Need, Over, Pass, Shapes, Trace
@@ -78,10 +79,15 @@ class Encoder(Component):
     reads_decoder: ClassVar[bool] = False  # its parameters are the decoder's: what trains the one trains the other
     differentiable: ClassVar[bool] = True  # E[z|x] carries gradients to x and to the parameters
     noisy: ClassVar[bool] = False  # disturbs layers by itself while training (where run.step is given)
+    conditional: ClassVar[bool] = False  # reads the label in run.condition: q(z|x, y)
 
     @abstractmethod
     def forward(self, x: Tensor, run: Pass) -> Distribution:
-        """x (B, *shapes.x) -> q(z|x), batch shape (B,), event shape (shapes.latent,)."""
+        """x (B, *shapes.x) -> q(z|x), batch shape (B,), event shape (shapes.latent,).
+
+        Conditional: q(z|x, y) under run.condition (B, C); where that is None, the `Point` of features from which a head tells
+        the label, q(y|x).
+        """
 
     def slices(self) -> Sequence[Encoder]:
         """The encoder in parts, from x to the code, that are encoders themselves: part k reads what part k - 1 returns.
@@ -123,10 +129,14 @@ class Decoder(Component):
 
     kind = "decoder"
     reads_layers: ClassVar[bool] = False  # needs the encoder's layers in `run.taps`: it decodes no code without its sample
+    conditional: ClassVar[bool] = False  # reads the label in run.condition: p(x|z, y)
 
     @abstractmethod
     def forward(self, z: Tensor, run: Pass) -> tuple[Distribution, dict[str, Tensor]]:
-        """z (B, K) -> p(x|z), batch shape (B,), event shape shapes.x; and guesses of the encoder's layers by name, or {}."""
+        """z (B, K) -> p(x|z), batch shape (B,), event shape shapes.x; and guesses of the encoder's layers by name, or {}.
+
+        Conditional: p(x|z, y) under run.condition (B, C); where that is None, all labels are equally likely, 1 / C.
+        """
 
     def slices(self) -> Sequence[Decoder]:
         """The decoder in parts, from the code to x, that are decoders themselves: the mirror of the encoder's."""
@@ -174,6 +184,11 @@ class Regularizer(Component):
                 f"{cls.__module__}.{cls.__qualname__}: needs = STEP_MEAN with over = {cls.over}: a mean over the step is exact "
                 "in its gradient only for a penalty that is one value a step. Set over = Over.STEP."
             )
+        if Need.LABEL_SUM in cls.needs and cls.over is not Over.ROWS:
+            raise PluginError(
+                f"{cls.__module__}.{cls.__qualname__}: needs = LABEL_SUM with over = {cls.over}: the mean over a row's labels is "
+                "of a penalty that is one value a row. Set over = Over.ROWS."
+            )
 
     def transform(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Change rows before the pass (flips, mixing). May replace x, target and soft."""
@@ -198,6 +213,7 @@ class Head(Component):
     kind = "head"
     tasks: ClassVar[frozenset[str]] = frozenset({"classes"})  # of classes, regression, multilabel
     fitted_at_once: ClassVar[bool] = False
+    reads_samples: ClassVar[bool] = False  # takes the samples beside their latents
 
     def prepare(self, y: Tensor) -> None:
         """Look at the labels to train on, y (N,) or (N, T), before the first step: to fix units, say."""
@@ -231,29 +247,52 @@ class Head(Component):
         raise NotImplementedError(f"{type(self).__qualname__} declares convex without gradient")
 
 
+class Network(Protocol):
+    """The pretrained encoder with a table head's rival on top, trained end to end on labels: as often as it is asked."""
+
+    def held_out(self, y: Tensor, folds: Tensor) -> Tensor:
+        """y (N,), folds (R, L) of its labelled rows -> their probabilities, (R, L, C), by networks trained on the other folds."""
+
+    def take(self, y: Tensor) -> Head:
+        """Train on the labels y (N,), make that network the model's own, and return the head on top of it."""
+
+
 class TableHead(Component):
     """A model fitted at once on the table of stored latents: sequential mode only.
 
-    What `fit` learns goes into buffers (`self.keep(name, tensor)`), which is all that is stored.
+    What `fit` learns goes into buffers (`self.keep(name, tensor)`), which is all that is stored. With `reads_samples = True`
+    both methods take the samples beside the latents, as a last argument: `fit(z, y, x)` those of the labelled rows alone,
+    x (L, D), and `predict(z, x)` those of its own rows, x (B, D), scaled as the encoder sees them, D = prod(shapes.x).
+    Where `rival` gives a head, `fit` takes a `Network` behind them.
     """
 
     kind = "head"
     tasks: ClassVar[frozenset[str]] = frozenset({"classes"})
     fitted_at_once: ClassVar[bool] = True
+    reads_unlabeled: ClassVar[bool] = False  # learns from where unlabelled rows lie, too
+    reads_samples: ClassVar[bool] = False  # takes the samples beside their latents
 
     @abstractmethod
-    def fit(self, z: Tensor, y: Tensor) -> None:
+    def fit(self, z: Tensor, y: Tensor, *more: Tensor | Network) -> None:
         """z (N, K) float32, y (N,) int64 with UNLABELED = -1, or (N, T) with NaN."""
 
     @abstractmethod
-    def predict(self, z: Tensor) -> Distribution:
+    def predict(self, z: Tensor, *x: Tensor) -> Distribution:
         """z (B, K) -> p(y|z), each row by itself."""
+
+    def rival(self) -> Head | None:
+        """A head to be trained end to end on top of the network, for `fit` to compare with; None where it does not."""
+        return None
+
+    def findings(self) -> Findings | None:
+        """What the last `fit` found out that a user should be told; None where that is nothing."""
+        return None
 
     def keep(self, name: str, value: Tensor) -> None:
         self.register_buffer(name, value.detach().contiguous())
 
-    def forward(self, features: Tensor) -> Distribution:
-        return self.predict(features)
+    def forward(self, features: Tensor, *x: Tensor) -> Distribution:
+        return self.predict(features, *x)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
         # the sizes of what was learnt are known only from the stored tensors

@@ -37,6 +37,7 @@ class Progress:
     best_epoch: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)  # one entry a reading: step, metrics by name
+    found: dict[str, float] = field(default_factory=dict)  # measured beside the steps
 
 
 class Listener:

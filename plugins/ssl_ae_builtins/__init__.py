@@ -6,10 +6,13 @@ import ssl_ae
 from ssl_ae.data.sources import Source
 from ssl_ae.data.sources.idx import Idx
 from ssl_ae.data.sources.images import Images
+from ssl_ae.data.sources.latents import StoredLatents
 from ssl_ae.data.sources.npz import Npz
 from ssl_ae.data.sources.sklearn import Named
 from ssl_ae.data.sources.tables import Table
 from ssl_ae.data.sources.webdataset import WebDataset
+from ssl_ae_builtins.auto import Auto
+from ssl_ae_builtins.conditional import ConditionalMlpDecoder, ConditionalMlpEncoder, LabelKl
 from ssl_ae_builtins.consistency import Consistency
 from ssl_ae_builtins.contractive import Contractive
 from ssl_ae_builtins.conv import ConvDecoder, ConvEncoder
@@ -48,12 +51,13 @@ def ssl_ae_encoders() -> list[type[ssl_ae.Encoder]]:
         Lista,
         HashEncoder,
         LadderEncoder,
+        ConditionalMlpEncoder,
     ]
 
 
 @ssl_ae.hookimpl
 def ssl_ae_decoders() -> list[type[ssl_ae.Decoder]]:
-    return [LinearDecoder, MlpDecoder, ConvDecoder, FactorAnalysisDecoder, LadderDecoder]
+    return [LinearDecoder, MlpDecoder, ConvDecoder, FactorAnalysisDecoder, LadderDecoder, ConditionalMlpDecoder]
 
 
 @ssl_ae.hookimpl
@@ -71,6 +75,7 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
         Grayscale,
         SparseL1,
         Kl,
+        LabelKl,
         SparseKl,
         UnitNorm,
         Contractive,
@@ -83,9 +88,9 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
 
 @ssl_ae.hookimpl
 def ssl_ae_heads() -> list[type[ssl_ae.Head] | type[ssl_ae.TableHead]]:
-    return [Softmax, Mlp, Gaussian, BernoulliHead, Logistic, Knn, LabelSpreading]
+    return [Softmax, Mlp, Gaussian, BernoulliHead, Logistic, Knn, LabelSpreading, Auto]
 
 
 @ssl_ae.hookimpl
 def ssl_ae_sources() -> list[type[Source]]:
-    return [Idx, Npz, Images, Table, WebDataset, Named]
+    return [Idx, Npz, Images, StoredLatents, Table, WebDataset, Named]

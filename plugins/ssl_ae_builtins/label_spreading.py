@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ MOST_STEPS = 200  # that a label travels
 STILL = 1e-4  # of a probability: what a step may still change in the end
 LEAST = 1e-6  # probability of the least likely class: a graph knows nothing for certain
 EXPONENTS = 2.0 ** torch.linspace(-4, 6, 81)
+GRAPHS = 2  # that a process remembers: who fits many draws of labels to the same latents waits for their neighbours once
 
 Share = Annotated[float, Field(gt=0)]
 
@@ -40,6 +42,7 @@ class LabelSpreading(ssl_ae.TableHead):
     """
 
     name = "label_spreading"
+    reads_unlabeled = True
 
     class Config(ssl_ae.Config):
         k: int = Field(10, ge=1, description="nearest latents that a row is joined to")
@@ -56,9 +59,7 @@ class LabelSpreading(ssl_ae.TableHead):
         known = y != ssl_ae.UNLABELED
         labels = torch.zeros(len(y), self.shapes.classes)
         labels[known] = one_hot(y[known], self.shapes.classes).float()
-        center = z.float().mean(0)
-        unit = normalize(z.float() - center, dim=1)
-        graph = joined(unit, self.config.k, self.config.power)
+        center, unit, graph = self._graph(z)
         alpha, exponent = chosen(graph, y, self.shapes.classes, self.config.alpha)
         shares = labels.sum(0) / labels.sum()
         p = calibrated(probabilities(spread(graph, labels, alpha), shares), exponent)
@@ -74,6 +75,23 @@ class LabelSpreading(ssl_ae.TableHead):
         votes = (self.p[rows] * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True)
         return Categorical(probs=votes + LEAST, validate_args=False)
 
+    def held_out(self, z: Tensor, y: Tensor, folds: Tensor) -> Tensor:
+        """Probabilities of labelled rows when their fold is held out, (R, L, C), for folds (R, L): R ways to hold rows out.
+
+        alpha and calibration are those that all labels choose, without the prior.
+        """
+        _, _, graph = self._graph(z)
+        known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
+        alpha, exponent = chosen(graph, y, self.shapes.classes, self.config.alpha)
+        parts = [without_fold(graph, y, known, fold, self.shapes.classes, alpha) for fold in folds]
+        return torch.stack([calibrated(p, exponent) for p in parts])
+
+    def _graph(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean of the latents (K,), what points from it to each, (N, K), and S (N, N)."""
+        center = z.float().mean(0)
+        unit = normalize(z.float() - center, dim=1)
+        return center, unit, graph_of(unit, self.config.k, self.config.power)
+
     def _prior(self, labels: Tensor) -> Tensor:
         """(C,), summing to 1 over the classes that have labels: no other has any mass to scale."""
         prior = self.config.prior
@@ -87,6 +105,20 @@ class LabelSpreading(ssl_ae.TableHead):
         if isinstance(config.prior, tuple) and len(config.prior) != classes:
             return [f"model.head.prior has {len(config.prior)} numbers: expected {classes}, one a class."]
         return []
+
+
+_graphs: dict[tuple[str, int, float], Tensor] = {}
+
+
+def graph_of(unit: Tensor, k: int, power: float) -> Tensor:
+    """`joined`, from memory where it was asked for these vectors before."""
+    key = (hashlib.sha256(unit.cpu().numpy()).hexdigest(), k, power)
+    if key not in _graphs:
+        graph = joined(unit, k, power)
+        for oldest in [*_graphs][: len(_graphs) - GRAPHS + 1]:
+            del _graphs[oldest]
+        _graphs[key] = graph
+    return _graphs[key]
 
 
 def joined(unit: Tensor, k: int, power: float) -> Tensor:
@@ -170,16 +202,22 @@ def folds(y: Tensor) -> Tensor:
 
 
 def _held_out(graph: Tensor, y: Tensor, known: Tensor, fold: Tensor, classes: int, alpha: float) -> tuple[Tensor, float]:
-    """-log p of each label when its fold is held out, (L,), calibrated; and the exponent that does it.
-
-    Spreading is linear in the labels: each fold spreads by itself, and what a fold is predicted by is the sum of the others.
-    """
-    labels = torch.zeros(len(y), FOLDS, classes)
-    labels[known, fold, y[known]] = 1
-    mass = spread(graph, labels.flatten(1), alpha).unflatten(1, (FOLDS, classes))[known]  # (L, folds, C)
-    mass[torch.arange(len(known)), fold] = 0
-    counts = torch.bincount(y[known], minlength=classes)
-    p = probabilities(mass.sum(1), counts / counts.sum())
+    """-log p of each label when its fold is held out, (L,), calibrated; and the exponent that does it."""
+    p = without_fold(graph, y, known, fold, classes, alpha)
     losses = torch.stack([-shares_of(calibrated(p, e) + LEAST).gather(1, y[known, None])[:, 0].log() for e in EXPONENTS.tolist()])
     best = int(losses.mean(1).argmin())
     return losses[best], float(EXPONENTS[best])
+
+
+def without_fold(graph: Tensor, y: Tensor, known: Tensor, fold: Tensor, classes: int, alpha: float) -> Tensor:
+    """Probabilities of the labelled rows `known` (L,) when their fold (L,) is held out, (L, C), before calibration.
+
+    Spreading is linear in the labels: each fold spreads by itself, and what a fold is predicted by is the sum of the others.
+    """
+    count = int(fold.max()) + 1
+    labels = torch.zeros(len(y), count, classes)
+    labels[known, fold, y[known]] = 1
+    mass = spread(graph, labels.flatten(1), alpha).unflatten(1, (count, classes))[known]  # (L, folds, C)
+    mass[torch.arange(len(known)), fold] = 0
+    counts = torch.bincount(y[known], minlength=classes)
+    return probabilities(mass.sum(1), counts / counts.sum())

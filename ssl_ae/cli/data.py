@@ -20,7 +20,11 @@ TASKS = ("classes", "regression", "multilabel")
 @app.command()
 def pack(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="Folder, file, or the name of a data set (digits, photos, diabetes, mnist).")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder, file, or the name of a data set (digits, photos, diabetes, breast_cancer, wine, iris, mnist).",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for card and shards.")],
     label: Annotated[

@@ -21,6 +21,7 @@ from ssl_ae.runs import STAGE, Inputs, StageFolder, diff
 from ssl_ae.stages.baselines import fit_baselines, predict_baselines
 from ssl_ae.stages.changed import allowed, software
 from ssl_ae.stages.extract import extract
+from ssl_ae.stages.fitted_head import fit_head
 from ssl_ae.stages.labels import Labels, labels_of, with_guesses
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.report import draw_figures, log_model, tell_comparison
@@ -45,7 +46,7 @@ def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = Non
     training = ws.recipe.finetune
     check_mode(ws.resolved)
     labels = labels_of(ws) if training.mode == "sequential" else with_guesses(ws, labels_of(ws))
-    origin = Workspace(ws.resolved, ws.data, pretrained or ws.run, ws.device, ws.reporter)
+    origin = Workspace(ws.resolved, ws.data, pretrained or ws.run, ws.device, ws.reporter, published=ws.published)
     if uses_pretrained(training):
         check_origin(origin)
     fields = fields_of(ws, labels, origin if uses_pretrained(training) else None)
@@ -107,12 +108,8 @@ def train_head(
         tracker.dataset(f"latents-{split}", digest, str(table.absolute()), split, len(z[split]))
     model = origin.load_pretrained(origin.fresh_model(head=True))
     if origin.resolved.head.cls.fitted_at_once:
-        if labels.weight is not None:
-            origin.reporter.warn(
-                f"head {origin.resolved.head.full_name} takes every label as equally sure: the weights are not used."
-            )
-        model.head.fit(torch.from_numpy(z["train"]), torch.from_numpy(labels.y))
-        return model.to(origin.device), Progress()  # what was learnt came from the host
+        progress = fit_head(origin, model, z["train"], labels, tracker, name)
+        return model.to(origin.device), progress  # what was learnt came from the host
     model.head.prepare(torch.as_tensor(labels.y[labels.known]))
     training = origin.recipe.finetune
     feed = codes_feed(origin, z["train"], labels.y, labels.weight)

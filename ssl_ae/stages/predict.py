@@ -60,7 +60,7 @@ class Predictor:
             for start in range(0, len(x), BATCH_ROWS):
                 batch = Batch(self.scaling(torch.as_tensor(x[start : start + BATCH_ROWS]).to(self.device)))
                 q, p_x = self.model.round_trip(batch.x)
-                values.append(values_of(self.model.head(q.mean)).float().cpu().numpy())
+                values.append(values_of(self.model.p_y(q.mean, batch.x)).float().cpu().numpy())
                 nats.append(-p_x.log_prob(batch.target).float().cpu().numpy())
         width = len(self.card.y.names)
         return columns_of(np.concatenate(values) if values else np.empty((0, width), np.float32), self.card.y) | {

@@ -36,7 +36,7 @@ def predict_rows(model: Model, feed: Feed) -> Predictions:
         for batch in feed.in_order(BATCH_ROWS, np.arange(feed.split.rows)):
             z = model.features(batch.x)
             codes.append(z.float().cpu().numpy())
-            values.append(values_of(model.head(z)).float().cpu().numpy())
+            values.append(values_of(model.p_y(z, batch.x)).float().cpu().numpy())
     return Predictions(np.concatenate(values), np.concatenate(codes))
 
 

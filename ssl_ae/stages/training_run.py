@@ -71,7 +71,7 @@ def train(
 
 def final_metrics(progress: Progress) -> dict[str, float]:
     """The last value of everything that was measured; where early stopping kept the best epoch, the validation of that one."""
-    last: dict[str, float] = {}
+    last: dict[str, float] = dict(progress.found)
     for entry in progress.history:
         last |= {name: value for name, value in entry.items() if name not in ("step", "train/lr")}
     validated = [entry for entry in progress.history if any(name.startswith("val/") for name in entry)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ssl_ae.model import build
 from ssl_ae.testing.check import Check, check, require
-from ssl_ae.testing.world import Subject
+from ssl_ae.testing.world import Sample, Subject, fit
 from ssl_ae.trace import UNLABELED
 
 LABELED, UNLABELED_OF_ONE = 50, 60  # rows: ten labels a class; more unlabelled rows of class 0 than labels
@@ -18,20 +19,22 @@ LABELED, UNLABELED_OF_ONE = 50, 60  # rows: ten labels a class; more unlabelled 
 )
 def unlabeled(subject: Subject) -> None:
     for world in subject.worlds:
-        head = world.resolved.head.build(world.resolved.shapes)
+        model = build(world.resolved, head=True)
         sample = world.sample(LABELED)
         first = sample[torch.arange(LABELED) % 5 == 0]  # of class 0, where the task has classes
         more = 2.0 * first.z.repeat(UNLABELED_OF_ONE // len(first), 1)  # twice as far out, where every other class is farther
         more = more + 0.1 * torch.randn(more.shape)
         unknown = torch.full((len(more), *sample.y.shape[1:]), UNLABELED if world.task == "classes" else torch.nan).to(sample.y)
-        head.fit(torch.cat([sample.z, more]), torch.cat([sample.y, unknown]))
+        x = first.x.repeat(len(more) // len(first), *[1] * (first.x.dim() - 1))
+        fit(model.head, Sample(torch.cat([sample.x, x]), torch.cat([sample.z, more]), torch.cat([sample.y, unknown])))
+        predicted = model.p_y(more, x)
         if world.task == "classes":
-            wrong = int((head.predict(more).logits.argmax(1) != 0).sum())
+            wrong = int((predicted.logits.argmax(1) != 0).sum())
             require(
                 wrong == 0, f"{world.name}: {wrong} of {len(more)} unlabelled rows nearest to class 0 were given another class."
             )
         else:
-            finite = bool(head.predict(more).mean.isfinite().all())
+            finite = bool(predicted.mean.isfinite().all())
             require(finite, f"{world.name}: unknown targets made the predictions not finite.")
 
 
@@ -44,10 +47,10 @@ def learns(subject: Subject) -> None:
     for world in subject.worlds:
         if world.task != "classes":
             continue
-        head = world.resolved.head.build(world.resolved.shapes)
+        model = build(world.resolved, head=True)
         seen, fresh = world.sample(LABELED), world.sample(101)
-        head.fit(seen.z, seen.y)
-        wrong = int((head.predict(fresh.z).logits.argmax(1) != fresh.y).sum())
+        fit(model.head, seen)
+        wrong = int((model.p_y(fresh.z, fresh.x).logits.argmax(1) != fresh.y).sum())
         require(wrong == 0, f"{world.name}: {wrong} of {len(fresh)} rows were given another class.")
 
 

@@ -22,7 +22,7 @@ from ssl_ae.registry import Registry
 from ssl_ae.resolve import Resolved, resolve
 from ssl_ae.testing import companions
 from ssl_ae.testing.check import Finding
-from ssl_ae.trace import UNLABELED, Batch
+from ssl_ae.trace import UNLABELED, Batch, known
 
 KINDS: dict[str, type] = {
     "encoder": Encoder,
@@ -84,7 +84,7 @@ class World:
         model = build(self.resolved, head=True)
         sample = self.sample(100)
         if self.kind == "table head":
-            model.head.fit(sample.z, sample.y)
+            fit(model.head, sample)
         elif self.kind == "head":
             model.head.prepare(sample.y)
         return model
@@ -106,6 +106,27 @@ class World:
             "multilabel": lambda: torch.randint(2, (rows, len(names)), generator=generator).float(),
         }[self.task]()
         return Sample(torch.rand(rows, *shapes.x, generator=generator), z, y)
+
+
+def fit(head: TableHead, sample: Sample) -> None:
+    """As the finetune stage does: the samples of labelled rows go to a head that reads them."""
+    x = [sample.x[known(sample.y)].flatten(1)] if head.reads_samples else []
+    rival = head.rival()
+    head.fit(sample.z, sample.y, *x, *([] if rival is None else [Untrained(rival)]))
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A `components.Network` that knows nothing: a head should do without it."""
+
+    rival: Head
+
+    def held_out(self, y: Tensor, folds: Tensor) -> Tensor:
+        outputs = self.rival.shapes.outputs
+        return torch.full((*folds.shape, outputs), 1 / outputs)
+
+    def take(self, y: Tensor) -> Head:
+        return self.rival
 
 
 Partner = type | tuple[type, Mapping[str, Any]]

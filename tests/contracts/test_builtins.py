@@ -2,6 +2,8 @@
 
 import pytest
 from ssl_ae_builtins import (
+    auto,
+    conditional,
     consistency,
     contractive,
     conv,
@@ -52,6 +54,12 @@ CASES = [  # (class, options, partners it is tried beside where the kit's plain 
     (mlp.MlpDecoder, {"widths": "auto", "depth": 3}),
     *((conv.ConvDecoder, {"channels": [2, 3], **options}) for options in [*OUTPUTS, {"batch_norm": True}]),
     (conv.ConvDecoder, {}),
+    *(
+        (conditional.ConditionalMlpEncoder, {"widths": [13], "classifier": [7], **options}, conditional.ConditionalMlpDecoder)
+        for options in [*POSTERIORS, {"batch_norm": True}]
+    ),
+    *((conditional.ConditionalMlpDecoder, {"widths": [13], **options}) for options in [*OUTPUTS, {"batch_norm": True}]),
+    (conditional.LabelKl, {}, conditional.ConditionalMlpEncoder, conditional.ConditionalMlpDecoder),
     (factor_analysis.FactorAnalysisEncoder, {}, factor_analysis.FactorAnalysisDecoder, penalties.Kl),
     *((factor_analysis.FactorAnalysisDecoder, {"noise": kind}) for kind in ("feature", "scalar")),
     (sparse_coding.SparseCoding, {}, linear.LinearDecoder, penalties.SparseL1),
@@ -89,6 +97,7 @@ CASES = [  # (class, options, partners it is tried beside where the kit's plain 
     (heads.BernoulliHead, {}),
     (table_heads.Logistic, {}),
     *((label_spreading.LabelSpreading, {"prior": prior}) for prior in ("none", "uniform", "labels")),
+    *((auto.Auto, {"trees": 13, "network": network}) for network in (False, True)),
     *((table_heads.Knn, {"metric": metric}) for metric in ("euclidean", "cosine", "manhattan")),
     *((entry.cls, {}) for entry in Registry.discover().of_kind("source")),
 ]

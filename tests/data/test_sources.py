@@ -278,7 +278,28 @@ class TestNamed:
             seen += rows
         assert sorted(seen) == list(range(442))
 
-    @pytest.mark.parametrize("name", ["digits", "photos", "diabetes"])
+    @pytest.mark.parametrize(("name", "rows"), [("breast_cancer", (456, 113)), ("wine", (144, 34)), ("iris", (120, 30))])
+    def test_tables_of_classes_are_scikit_learns(self, name, rows):
+        from sklearn import datasets
+
+        truth = getattr(datasets, f"load_{name}")()
+        source = opened(Named, name)
+        about = source.describe()
+        assert (about.x.kind, about.x.dtype, about.x.shape) == ("vector", "float32", truth.data.shape[1:])
+        assert about.x.features == tuple(truth.feature_names)
+        assert (about.task, about.names) == ("classes", tuple(truth.target_names))
+        assert about.licence.startswith("CC BY 4.0, UCI")
+        seen = []
+        for split, count in zip(("train", "test"), rows, strict=True):  # of each class floor(n / 5) are test
+            keys, x, labels = everything(source, split)
+            numbers = [int(key.removeprefix(f"{name}-")) for key in keys]
+            assert len(numbers) == count
+            np.testing.assert_array_equal(x, truth.data[numbers].astype(np.float32))
+            np.testing.assert_array_equal(labels, truth.target[numbers])
+            seen += numbers
+        assert sorted(seen) == list(range(len(truth.data)))
+
+    @pytest.mark.parametrize("name", ["digits", "photos", "diabetes", "wine"])
     def test_the_test_split_is_the_lowest_hashes_of_each_class(self, name):
         source = opened(Named, name)
         of = {}
@@ -287,7 +308,7 @@ class TestNamed:
             strata = labels if name != "diabetes" else [0] * len(keys)
             for key, stratum in zip(keys, strata, strict=True):
                 of.setdefault(stratum, {"train": [], "test": []})[split].append(hashlib.sha256(key.encode()).hexdigest())
-        assert len(of) == {"digits": 10, "photos": 2, "diabetes": 1}[name]
+        assert len(of) == {"digits": 10, "photos": 2, "diabetes": 1, "wine": 3}[name]
         for split in of.values():
             assert max(split["test"]) < min(split["train"])
             assert len(split["test"]) == (len(split["test"]) + len(split["train"])) // 5

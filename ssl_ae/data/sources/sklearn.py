@@ -42,16 +42,19 @@ class Named(Source):
     `diabetes`: ten measurements of 442 patients, in their own units, and the progression of their disease a year later
     (Efron et al. 2004), which come with scikit-learn.
 
+    `breast_cancer`, `wine`, `iris`: 569 tumours of 30 measurements and two classes, 178 wines of 13 and three, 150 flowers of
+    four and three, which come with scikit-learn.
+
     These have no test split of their own: of each class (of all patients), the first fifth (rounded down) in the order of
     the sha256 of the key is test. Keys are `digits-00000000`, `china-00000000`, `flower-00000000`, `diabetes-00000000`, ...
-    in scikit-learn's order; patches are numbered row by row.
+    in scikit-learn's order, each data set by its name; patches are numbered row by row.
 
     `mnist`: the 60,000 and 10,000 images of MNIST, fetched from openml.org into scikit-learn's cache on first use.
     Keys are those of the IDX files, `train-00000000` and `test-00000000`, ...
     """
 
     name = "sklearn"
-    summary = "digits, photos or diabetes (come with scikit-learn), or mnist (fetched from openml.org), by name"
+    summary = "digits, photos, diabetes, breast_cancer, wine, iris (come with scikit-learn), mnist (from openml.org), by name"
 
     @classmethod
     def recognises(cls, place: str) -> bool:
@@ -123,11 +126,23 @@ def _diabetes() -> _Loaded:
     found = load_diabetes(scaled=False)
     x, y = found.data.astype(np.float32), found.target.astype(np.float32)[:, None]
     splits = _with_test(numbered_keys("diabetes", 0, len(x)), x, y, np.zeros(len(x)))
-    about = X(
-        kind="vector", dtype="float32", shape=x.shape[1:], range=TO_BE_MEASURED, features=tuple(map(str, found.feature_names))
-    )
+    about = _columns(x, found.feature_names)
     licence = "none stated; published with Efron, Hastie, Johnstone & Tibshirani 2004, Least Angle Regression"
     return _Loaded(about, "regression", ("progression",), splits, licence)
+
+
+def _classes(name: str, licence: str) -> _Loaded:
+    """A table of measurements and classes."""
+    from sklearn import datasets
+
+    found = getattr(datasets, f"load_{name}")()
+    x, labels = found.data.astype(np.float32), found.target.astype(np.int64)
+    splits = _with_test(numbered_keys(name, 0, len(x)), x, labels, labels)
+    return _Loaded(_columns(x, found.feature_names), "classes", tuple(map(str, found.target_names)), splits, licence)
+
+
+def _columns(x: np.ndarray, names: Sequence[str]) -> X:
+    return X(kind="vector", dtype="float32", shape=x.shape[1:], range=TO_BE_MEASURED, features=tuple(map(str, names)))
 
 
 def _mnist() -> _Loaded:
@@ -148,4 +163,13 @@ def _mnist() -> _Loaded:
     return _Loaded(_images(x, 255), "classes", names, splits, found.details.get("licence", ""))
 
 
-LOADERS = {"digits": _digits, "photos": _photos, "diabetes": _diabetes, "mnist": _mnist}
+UCI = "CC BY 4.0, UCI Machine Learning Repository"
+LOADERS = {
+    "digits": _digits,
+    "photos": _photos,
+    "diabetes": _diabetes,
+    "breast_cancer": lambda: _classes("breast_cancer", f"{UCI}, Breast Cancer Wisconsin (Diagnostic)"),
+    "wine": lambda: _classes("wine", f"{UCI}, Wine"),
+    "iris": lambda: _classes("iris", f"{UCI}, Iris"),
+    "mnist": _mnist,
+}
