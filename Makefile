@@ -73,8 +73,12 @@ bench-growth: .venv ## time and memory of pack, pretrain, extract and indexing, 
 	.venv/bin/python -m tests.benchmarks.growth
 
 # MNIST's four IDX files in a folder, packed first: ssl-ae data pack FOLDER data/mnist. About an hour on two cores.
+MODES := sequential,sequential-logistic,joint-alpha0.001,joint-alpha0.01,joint-alpha0.1,alternate,end-to-end
+FEW := label-curve pipelines/mnist_vae.yaml --labels 100,1000 --seeds 5 --split test --set finetune.epochs=10
 few-labels: .venv ## README's table: every mode at 100 and 1,000 labels of MNIST, 5 label seeds
-	.venv/bin/python -m tests.benchmarks.few_labels
+	.venv/bin/ssl-ae $(FEW) --methods $(MODES) --out runs/few-labels
+	.venv/bin/ssl-ae $(FEW) --out runs/few-labels-without-kl \
+		--set 'stages=[pretrain, extract, {stage: finetune, set: {finetune.mode: joint, model.regularizers: []}}]'
 
 # About an hour on two cores.
 do-no-harm: .venv ## README's table: what `head: auto` loses to raw features, 7 data sets, 20 to 100 labels, 10 label seeds

@@ -79,10 +79,15 @@ class Encoder(Component):
     reads_decoder: ClassVar[bool] = False  # its parameters are the decoder's: what trains the one trains the other
     differentiable: ClassVar[bool] = True  # E[z|x] carries gradients to x and to the parameters
     noisy: ClassVar[bool] = False  # disturbs layers by itself while training (where run.step is given)
+    conditional: ClassVar[bool] = False  # reads the label in run.condition: q(z|x, y)
 
     @abstractmethod
     def forward(self, x: Tensor, run: Pass) -> Distribution:
-        """x (B, *shapes.x) -> q(z|x), batch shape (B,), event shape (shapes.latent,)."""
+        """x (B, *shapes.x) -> q(z|x), batch shape (B,), event shape (shapes.latent,).
+
+        Conditional: q(z|x, y) under run.condition (B, C); where that is None, the `Point` of features from which a head tells
+        the label, q(y|x).
+        """
 
     def slices(self) -> Sequence[Encoder]:
         """The encoder in parts, from x to the code, that are encoders themselves: part k reads what part k - 1 returns.
@@ -124,10 +129,14 @@ class Decoder(Component):
 
     kind = "decoder"
     reads_layers: ClassVar[bool] = False  # needs the encoder's layers in `run.taps`: it decodes no code without its sample
+    conditional: ClassVar[bool] = False  # reads the label in run.condition: p(x|z, y)
 
     @abstractmethod
     def forward(self, z: Tensor, run: Pass) -> tuple[Distribution, dict[str, Tensor]]:
-        """z (B, K) -> p(x|z), batch shape (B,), event shape shapes.x; and guesses of the encoder's layers by name, or {}."""
+        """z (B, K) -> p(x|z), batch shape (B,), event shape shapes.x; and guesses of the encoder's layers by name, or {}.
+
+        Conditional: p(x|z, y) under run.condition (B, C); where that is None, all labels are equally likely, 1 / C.
+        """
 
     def slices(self) -> Sequence[Decoder]:
         """The decoder in parts, from the code to x, that are decoders themselves: the mirror of the encoder's."""
@@ -175,6 +184,11 @@ class Regularizer(Component):
                 f"{cls.__module__}.{cls.__qualname__}: needs = STEP_MEAN with over = {cls.over}: a mean over the step is exact "
                 "in its gradient only for a penalty that is one value a step. Set over = Over.STEP."
             )
+        if Need.LABEL_SUM in cls.needs and cls.over is not Over.ROWS:
+            raise PluginError(
+                f"{cls.__module__}.{cls.__qualname__}: needs = LABEL_SUM with over = {cls.over}: the mean over a row's labels is "
+                "of a penalty that is one value a row. Set over = Over.ROWS."
+            )
 
     def transform(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Change rows before the pass (flips, mixing). May replace x, target and soft."""
@@ -199,7 +213,7 @@ class Head(Component):
     kind = "head"
     tasks: ClassVar[frozenset[str]] = frozenset({"classes"})  # of classes, regression, multilabel
     fitted_at_once: ClassVar[bool] = False
-    reads_samples: ClassVar[bool] = False
+    reads_samples: ClassVar[bool] = False  # takes the samples beside their latents
 
     def prepare(self, y: Tensor) -> None:
         """Look at the labels to train on, y (N,) or (N, T), before the first step: to fix units, say."""
@@ -255,7 +269,8 @@ class TableHead(Component):
     kind = "head"
     tasks: ClassVar[frozenset[str]] = frozenset({"classes"})
     fitted_at_once: ClassVar[bool] = True
-    reads_samples: ClassVar[bool] = False
+    reads_unlabeled: ClassVar[bool] = False  # learns from where unlabelled rows lie, too
+    reads_samples: ClassVar[bool] = False  # takes the samples beside their latents
 
     @abstractmethod
     def fit(self, z: Tensor, y: Tensor, *more: Tensor | Network) -> None:

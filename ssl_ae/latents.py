@@ -91,6 +91,16 @@ def is_current(folder: Path, metadata: Mapping[str, str]) -> bool:
         return False
 
 
+def finished_parts(folder: Path) -> list[Path]:
+    """The parts of a finished table, in the split's order. Raises DataError where it is unfinished or damaged."""
+    return [folder / name for name in _manifest(folder)["parts"]]
+
+
+def task_of(folder: Path) -> str | None:
+    """classes, regression or multilabel; None where the table has no labels. Raises DataError as `finished_parts` does."""
+    return _manifest(folder).get("task")
+
+
 def read(folder: Path) -> Latents:
     """Raises DataError for a table that is absent, unfinished or damaged."""
     manifest = _manifest(folder)
@@ -99,7 +109,7 @@ def read(folder: Path) -> Latents:
     rows = sum(part.rows for part in parts)
     if rows != manifest["rows"]:
         raise DataError(f"{folder}: {rows} rows, but its manifest says {manifest['rows']}. Remove that and extract again.")
-    labels = np.concatenate([_filled(part["label"]) for part in parts])
+    labels = np.concatenate([filled(part["label"]) for part in parts])
     return Latents(
         keys=np.concatenate([part["key"] for part in parts]),
         labels=labels,
@@ -142,7 +152,8 @@ def _with_version(metadata: Mapping[str, str]) -> dict[str, str]:
     return {"ssl_ae.schema_version": SCHEMA_VERSION, **metadata}
 
 
-def _filled(label: np.ndarray) -> np.ndarray:
+def filled(label: np.ndarray) -> np.ndarray:
+    """The label column as arrays that training reads: (N,) int64 with -1, or (N, T) float32 with NaN."""
     if label.ndim == 2:
         return label.astype(np.float32)
     return np.ma.filled(label, UNLABELED).astype(np.int64)

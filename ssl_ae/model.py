@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution
 
 from ssl_ae.components import Decoder, Encoder, Head, Regularizer, TableHead
 from ssl_ae.errors import RecipeError, listing
 from ssl_ae.latent import Point
 from ssl_ae.resolve import Resolved
-from ssl_ae.trace import Batch, Need, Pass, Shapes, Trace, matches
+from ssl_ae.trace import Batch, LabelSum, Need, Pass, Shapes, Trace, matches, once_each
 
 CODE = "code"  # the name under which the drawn code is tapped
 
@@ -55,10 +55,13 @@ class Model(nn.Module):
         perturbers, quiet = self._perturbers(), self._perturbers(always=True)
         undisturbed = perturbers == quiet and (step is None or not self.encoder.noisy)
         learn = undisturbed or Need.CLEAN not in needs
-        trace = self._walk(watched, perturbers, needs, means, learn, step)
+        of_rows = needs - {Need.RECONSTRUCTION} if self.conditional else needs
+        trace = self._walk(watched, perturbers, of_rows, means, learn, step)
         further: dict[str, object] = {}
+        if self.conditional:
+            further |= self._under_labels(trace, perturbers, needs, learn, step)
         if Need.CLEAN in needs and not undisturbed:
-            clean = Pass(self.decoder, quiet, labeled=batch.labeled)
+            clean = Pass(self.decoder, quiet, labeled=batch.labeled, uniform=batch.uniform)
             q = self.encoder(clean.tap(batch.x, "input"), clean)
             further |= {"clean": clean.taps | {CODE: q.mean}, "clean_stats": clean.stats}
         if Need.VIEW in needs:
@@ -68,17 +71,28 @@ class Model(nn.Module):
                 further["teacher"] = teacher._walk(batch, teacher._perturbers(always=True), frozenset({Need.PREDICTION}))
         return replace(trace, **further) if further else trace
 
+    @property
+    def conditional(self) -> bool:
+        """Whether a label enters encoder or decoder."""
+        return self.encoder.conditional or (self.decoder is not None and self.decoder.conditional)
+
     def features(self, x: Tensor) -> Tensor:
         """E[z|x], (B, K): what is stored and what heads see. Deterministic in evaluation mode."""
         return self.posterior(x).mean
 
     def decode(self, z: Tensor, condition: Tensor | None = None) -> Distribution:
-        """z (B, K) -> p(x|z). Raises RecipeError where the decoder needs the layers that a code alone does not bring."""
+        """z (B, K) -> p(x|z). Where a label enters and none is given, rows take the labels in turn.
+
+        Raises RecipeError where the decoder needs the layers that a code alone does not bring.
+        """
         if self.decoder.reads_layers:
             raise RecipeError(
                 f"decoder {self.decoder.name} reads the layers of the encoder beside the code, so it reconstructs samples but "
                 "decodes no code of its own. Take a decoder that reads the code alone, such as mlp."
             )
+        if self.conditional and condition is None:
+            classes = self.encoder.shapes.classes
+            condition = torch.eye(classes, dtype=z.dtype, device=z.device)[torch.arange(len(z), device=z.device) % classes]
         return self.decoder(z, Pass(self.decoder, condition=condition))[0]
 
     def reconstruct(self, x: Tensor) -> Distribution:
@@ -86,15 +100,26 @@ class Model(nn.Module):
         return self.round_trip(x)[1]
 
     def round_trip(self, x: Tensor) -> tuple[Distribution, Distribution]:
-        """q(z|x), and p(x|z) at its mean, in one pass without noise: the decoder may read the encoder's layers."""
+        """q(z|x), and p(x|z) at its mean, in one pass without noise: the decoder may read the encoder's layers.
+
+        Where a label enters, p(x|z, y) at E[z|x, y] of the likeliest label.
+        """
         run = Pass(self.decoder, self._perturbers(always=True))
         q = self.encoder(run.tap(x, "input"), run)
-        return q, self.decoder(run.tap(q.mean, CODE), run)[0]
+        mean = q.mean
+        if self.conditional:
+            run = self._likeliest(run, q)
+            mean = self.encoder(run.taps["input"], run).mean
+        return q, self.decoder(run.tap(mean, CODE), run)[0]
 
     def layer(self, x: Tensor, name: str) -> Tensor:
         """A layer by its name, (B, *s), in a pass without noise and with the code at its mean. Raises KeyError."""
         run = Pass(self.decoder, self._perturbers(always=True))
-        run.tap(self.encoder(run.tap(x, "input"), run).mean, CODE)
+        q = self.encoder(run.tap(x, "input"), run)
+        if self.conditional and name not in run.taps:
+            run = self._likeliest(run, q)
+            q = self.encoder(run.taps["input"], run)
+        run.tap(q.mean, CODE)
         if name not in run.taps:
             self.decoder(run.taps[CODE], run)
         return run.taps[name]
@@ -126,6 +151,38 @@ class Model(nn.Module):
         with frozen(self):
             return self.posterior(x)
 
+    def _likeliest(self, run: Pass, q: Distribution) -> Pass:
+        """The pass to go on with, under the likeliest label by the features q."""
+        seen = run.taps["input"]
+        weight = label_weights(Batch(seen), self._guess(q), self.encoder.shapes.classes)
+        label = nn.functional.one_hot(weight.argmax(1), weight.shape[1]).to(weight.dtype)
+        return Pass(self.decoder, run.regularizers, {"input": seen}, condition=label)
+
+    def _guess(self, q: Distribution) -> Distribution | None:
+        """q(y|x), where there is a head."""
+        return None if self.head is None else self.head(q.mean)
+
+    def _under_labels(
+        self, trace: Trace, perturbers: Sequence[Regularizer], needs: frozenset[Need], learn: bool, step: Tensor | None
+    ) -> dict[str, object]:
+        """What the walk without a label leaves open: the rows under each label, or under the likeliest where no term sums."""
+        batch, seen, decoded = trace.batch, trace.taps["input"], needs & {Need.RECONSTRUCTION}
+        if not needs & {Need.RECONSTRUCTION, Need.LABEL_SUM}:
+            return {}
+        p_y = self._guess(trace.q) if trace.p_y is None else trace.p_y
+        weight = label_weights(batch, p_y, self.encoder.shapes.classes)
+        classes = weight.shape[1]
+        one_hot = torch.eye(classes, dtype=weight.dtype, device=weight.device)
+        if Need.LABEL_SUM not in needs:
+            label = one_hot[weight.argmax(1)]
+            one = self._walk(batch, perturbers, decoded, None, learn, step, label, seen)
+            return {"q": one.q, "draws": one.draws, "p_x": one.p_x, "taps": {**trace.taps, **one.taps}, "rebuilt": one.rebuilt}
+        label = one_hot.repeat_interleave(len(batch), 0)
+        each = self._walk(batch.repeated(classes), perturbers, decoded, None, learn, step, label, once_each(seen, classes))
+        if p_y is not None:
+            each = replace(each, p_y=Categorical(logits=once_each(p_y.logits, classes), validate_args=False))
+        return {"label_sum": LabelSum(each, weight.T)}
+
     def _walk(
         self,
         batch: Batch,
@@ -134,9 +191,13 @@ class Model(nn.Module):
         means: Means | None = None,
         learn: bool = True,
         step: Tensor | None = None,
+        condition: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> Trace:
-        run = Pass(self.decoder, perturbers, labeled=batch.labeled, learn=learn, step=step)
-        q = self.encoder(run.tap(batch.x, "input"), run)
+        """`seen` is x with its noise, where an earlier walk has disturbed it."""
+        run = Pass(self.decoder, perturbers, labeled=batch.labeled, condition=condition, learn=learn, step=step)
+        run.uniform = batch.uniform
+        q = self.encoder(run.tap(batch.x, "input") if seen is None else run.taps.setdefault("input", seen), run)
         encoded = dict(run.taps)
         first, *others = q.rsample(torch.Size([self.samples])) if self.samples > 1 else [q.rsample()]
         first = run.tap(first, CODE)
@@ -145,8 +206,10 @@ class Model(nn.Module):
         p_x, rebuilt = self.decoder(first, run) if Need.RECONSTRUCTION in needs else (None, {})
         p_y = self.p_y(q.mean, batch.x) if Need.PREDICTION in needs else None
 
-        def decode(z: Tensor, condition: Tensor | None = None) -> Distribution:
-            again = Pass(self.decoder, perturbers, dict(encoded), batch.labeled, condition, run.stats, learn=False, step=step)
+        def decode(z: Tensor, given: Tensor | None = None) -> Distribution:
+            label = condition if given is None else given
+            again = Pass(self.decoder, perturbers, dict(encoded), batch.labeled, label, run.stats, learn=False, step=step)
+            again.uniform = batch.uniform
             return self.decoder(z, again)[0]
 
         def step_mean(value: Tensor) -> Tensor:
@@ -169,6 +232,13 @@ class Model(nn.Module):
             predict=self.predict,
             step_mean=step_mean if means is not None else None,
         )
+
+
+def label_weights(batch: Batch, p_y: Distribution | None, classes: int) -> Tensor:
+    """(B, C) how likely each label is: certain where it is known (or the row's soft one), else q(y|x); alike without a head."""
+    guess = batch.x.new_full((len(batch), classes), 1 / classes) if p_y is None else p_y.logits.exp()  # they are normalised
+    known = nn.functional.one_hot(batch.y.clamp_min(0), classes) if batch.soft is None else batch.soft
+    return torch.where(batch.labeled[:, None], known.to(guess.dtype), guess)
 
 
 class Slice(Model):

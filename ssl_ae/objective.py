@@ -42,9 +42,14 @@ class Term:
     weight: Weight = Weight()
     needs: frozenset[Need] = frozenset()
 
+    def value(self, trace: Trace) -> Tensor:
+        """What it is of each row, or of the step; where a label enters the model, its mean over the labels a row may have."""
+        summed = Need.LABEL_SUM in self.needs and trace.label_sum is not None
+        return trace.label_sum(self.of) if summed else self.of(trace)
+
     def share(self, trace: Trace, rows: Mapping[Over, Tensor]) -> Tensor:
         """This micro-batch's part of the term's global mean, unweighted: the parts add up to the mean, ()."""
-        value = self.of(trace)
+        value = self.value(trace)
         if self.over in (Over.ROWS, Over.LABELED):
             if value.shape != (len(trace.batch),):
                 raise RecipeError(
@@ -186,7 +191,7 @@ def supervised(trace: Trace) -> Tensor:
     return value * batch.weight_y
 
 
-RECONSTRUCTION = Objective((Term("reconstruction", reconstruction, needs=frozenset({Need.RECONSTRUCTION})),))
+RECONSTRUCTION = Objective((Term("reconstruction", reconstruction, needs=frozenset({Need.RECONSTRUCTION, Need.LABEL_SUM})),))
 SUPERVISED = Objective((Term("supervised", supervised, Over.LABELED, needs=frozenset({Need.PREDICTION})),))
 
 

@@ -76,12 +76,16 @@ def go_on(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def build_schedule(options: recipes.Schedule, optimizer: Optimizer, steps: int) -> LambdaLR:
-    """Linear warm-up, then constant, linear or cosine (Loshchilov & Hutter 2017, eq. 5, no restarts) down to `final`."""
+    """Linear warm-up, then constant, linear or cosine (Loshchilov & Hutter 2017, eq. 5, no restarts) down to `final`.
+
+    The fall starts after the warm-up or the part `hold` of the steps, whichever ends later.
+    """
+    start = max(options.warmup_steps, options.hold * steps)
 
     def factor(step: int) -> float:
         if step < options.warmup_steps:
             return (step + 1) / options.warmup_steps
-        progress = min(1.0, (step - options.warmup_steps) / max(1, steps - options.warmup_steps))
+        progress = min(1.0, max(0.0, step - start) / max(1.0, steps - start))
         falling = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[options.name]
         return options.final + (1.0 - options.final) * falling
 

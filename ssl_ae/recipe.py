@@ -112,6 +112,7 @@ class Optimizer(Section):
 class Schedule(Section):
     name: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate grows linearly from 0")
+    hold: float = Field(0.0, ge=0, lt=1, description="part of the steps, warm-up included, before the rate starts to fall")
     final: float = Field(0.0, ge=0, le=1, description="last learning rate as a fraction of the highest")
 
 
@@ -165,7 +166,11 @@ class Finetune(Training):
     alpha: float = Field(0.01, ge=0, description="weight of l_X beside l_Y in joint mode")
     labeled_fraction: float = Field(0.25, ge=0, lt=1, description="part of a joint batch that is extra labelled rows")
     init: Literal["pretrained", "scratch"] = Field("pretrained", description="weights that encoder and decoder start from")
-    baselines: bool = Field(True, description="also train on the same labels: the labels-only network, PCA + logistic regression")
+    baselines: bool = Field(
+        True,
+        description="also train on the same labels: the labels-only network, without and with the recipe's perturbations, and "
+        "PCA + logistic regression",
+    )
 
 
 StageName = Literal["pretrain", "extract", "finetune", "predict", "evaluate"]

@@ -26,7 +26,17 @@ METRICS = "metrics.json"
 CARD = "card.json"
 LOCK = ".lock"
 HOLDER = ".lock-holder.json"
-PLACES = (".", "pretrain", "finetune", "latents", "layers", "baselines", "evaluate")  # what stages write into; "." not deeper
+PLACES = (
+    ".",
+    "pretrain",
+    "finetune",
+    "latents",
+    "layers",
+    "baselines",
+    "evaluate",
+    "controls",
+    "cells",
+)  # what stages write into; "." not deeper
 BEAT_SECONDS, SILENT_SECONDS = 10.0, 35.0
 
 State = Literal["new", "resume", "done"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -39,6 +39,7 @@ class Need(enum.StrEnum):
     VIEW = "view"  # a second, differently perturbed pass: trace.view
     TEACHER = "teacher"  # the averaged (EMA) model on the unperturbed rows: trace.teacher
     GUESS = "guess"  # class probabilities that an earlier model gave the row: batch.guess
+    LABEL_SUM = "label_sum"  # where a label enters the model, the term's mean over the labels a row may have; over ROWS alone
     STEP_MEAN = "step_mean"  # trace.step_mean: means over all rows of the step; only for terms over STEP
 
 
@@ -88,6 +89,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x)
 
+    def repeated(self, times: int) -> Batch:
+        """All rows again and again, (times * B)."""
+        return replace(self, **{name: once_each(value, times) for name, value in vars(self).items() if value is not None})
+
+
+def once_each(rows: Tensor, times: int) -> Tensor:
+    """(B, *s) -> (times * B, *s)."""
+    return rows.repeat(times, *[1] * (rows.dim() - 1))
+
 
 def known(y: Tensor) -> Tensor:
     """(B,) bool: rows with a class, or with at least one known target."""
@@ -105,7 +115,7 @@ class Perturber(Protocol):
 class Moments(Protocol):
     """What a Pass asks of the running statistics that an encoder keeps for a layer."""
 
-    def __call__(self, h: Tensor, learn: bool) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, h: Tensor, learn: bool, *uniform: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass
@@ -116,10 +126,11 @@ class Pass:
     regularizers: Sequence[Perturber] = ()  # those that perturb in this pass
     taps: dict[str, Tensor] = field(default_factory=dict)
     labeled: Tensor | None = None  # (B,) bool
-    condition: Tensor | None = None  # (B, C), a label given to the decoder
+    condition: Tensor | None = None  # (B, C), the label, for an encoder or a decoder that is `conditional`
     stats: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # {layer: (mean, std)} that `norm` divided out
     learn: bool = True  # running statistics follow this pass: of several over one batch, the encoder's only the undisturbed one
     step: Tensor | None = None  # () int64, steps made before this one; None outside training, where schedules are over
+    uniform: Tensor | None = None  # (B,) bool, rows drawn uniformly; None where all are
 
     def tap(self, h: Tensor, name: str) -> Tensor:
         if name in self.taps:
@@ -133,9 +144,11 @@ class Pass:
     def norm(self, h: Tensor, name: str, moments: Moments) -> Tensor:
         """(h - mean) / std by this pass's own statistics in training, by the running ones otherwise; then `tap`.
 
+        Extra labelled rows are divided by statistics of their own.
+
         `moments` is an `ssl_ae.BatchMoments` of the component; what was divided out stays in `stats`.
         """
-        mean, std = self.stats[name] = moments(h, self.learn)
+        mean, std = self.stats[name] = moments(h, self.learn, *(() if self.uniform is None else (self.uniform,)))
         return self.tap((h - mean) / std, name)
 
 
@@ -164,6 +177,7 @@ class Trace:
     encode: Callable[[Tensor], Distribution] | None = None  # encode(x) -> q(z|x): no noise, frozen statistics, differentiable
     predict: Callable[[Tensor], Distribution] | None = None  # predict(x) -> p(y|x): no noise, frozen statistics, differentiable
     step_mean: Callable[[Tensor], Tensor] | None = None  # (B, *s) -> (*s), mean over every row of the step; needs STEP_MEAN
+    label_sum: LabelSum | None = None  # needs LABEL_SUM, and an encoder or decoder that is `conditional`
 
     @property
     def z(self) -> Tensor:
@@ -176,3 +190,18 @@ class Trace:
         if not found:
             raise RecipeError(f"layers = {list(patterns)}: no layer of the model fits; it has {listing(self.taps, 'and')}.")
         return found
+
+
+@dataclass(frozen=True)
+class LabelSum:
+    """Every row once under each label: f(x) = sum_c w_c f(x, c), where w is certain of a known label and else q(y|x).
+
+    Kingma et al. 2014, eq. 6 and 7: the label that nobody knows is summed out, exactly.
+    """
+
+    trace: Trace  # of (C * B) rows; row c * B + b is row b under label c
+    weight: Tensor  # (C, B), adds up to 1 over the labels
+
+    def __call__(self, term: Callable[[Trace], Tensor]) -> Tensor:
+        """A term's mean over the labels, (B,)."""
+        return (self.weight * term(self.trace).unflatten(0, self.weight.shape)).sum(0)

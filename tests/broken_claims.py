@@ -186,15 +186,15 @@ class Pretends(PlainEncoder):
 class Running(ssl_ae.BatchMoments):
     """Learns whatever it is told."""
 
-    def forward(self, h, learn=True):
-        return super().forward(h, learn=True)
+    def forward(self, h, learn=True, *uniform):
+        return super().forward(h, True, *uniform)
 
 
 class Zero(ssl_ae.BatchMoments):
     """Divides by nothing."""
 
-    def forward(self, h, learn=True):
-        mean, std = super().forward(h, learn)
+    def forward(self, h, learn=True, *uniform):
+        mean, std = super().forward(h, learn, *uniform)
         return mean, 0.0 * std
 
 

@@ -164,6 +164,30 @@ class Decoder(PlainDecoder):
     name = "broken"
 
 
+@breaks("label", "conditional = False")
+class ReadsTheLabelUndeclared(PlainEncoder):
+    """An encoder."""
+
+    def forward(self, x, run):
+        q = super().forward(x, run)
+        return q if run.condition is None else ssl_ae.Point(q.mean + run.condition.argmax(1, keepdim=True))
+
+
+@breaks("label", "without a label it is a Independent", posterior="diag")
+class NoFeatures(PlainEncoder):
+    """An encoder."""
+
+    conditional = True
+
+    def __init__(self, config, shapes):
+        super().__init__(config, shapes)
+        self.shift = nn.Linear(shapes.classes, shapes.latent)
+
+    def forward(self, x, run):
+        q = super().forward(x, run)
+        return q if run.condition is None else type(q)(type(q.base_dist)(q.mean + self.shift(run.condition), q.stddev), 1)
+
+
 @breaks("samples", "forward returned IndependentNormal, not a pair")
 class NoPair(Decoder):
     def forward(self, z, run):

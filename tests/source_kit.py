@@ -5,12 +5,13 @@ import numpy as np
 from ssl_ae.data.sources import PackOptions
 from ssl_ae.data.sources.idx import Idx
 from ssl_ae.data.sources.images import Images
+from ssl_ae.data.sources.latents import StoredLatents
 from ssl_ae.data.sources.npz import Npz
 from ssl_ae.data.sources.sklearn import Named
 from ssl_ae.data.sources.tables import Table
 from ssl_ae.data.sources.webdataset import WebDataset
 
-KINDS = (Idx, Npz, Images, Table, WebDataset, Named)
+KINDS = (Idx, Npz, Images, StoredLatents, Table, WebDataset, Named)
 
 
 def opened(kind, place, **options):

@@ -148,3 +148,44 @@ def test_the_pass_says_who_learns(learn):
     moments = ssl_ae.BatchMoments(7).double()
     Pass(learn=learn).norm(rows((B, 7)), "h1", moments)
     assert moments.mean.any().item() == learn
+
+
+# --- rows that are no uniform draw
+
+
+@EVERY
+def test_extra_rows_have_moments_of_their_own(kind):
+    """Each kind as torch's batch normalisation of it alone, in value and gradient; the running averages are the uniform rows'."""
+    ours, theirs, shape = pair(kind)
+    _, others, _ = pair(kind)
+    uniform = torch.arange(B) % 3 != 1
+    h, weight = rows(shape), rows(shape, seed=1)
+    h[~uniform] = 5 * h[~uniform] - 3
+    a, b = h.clone().requires_grad_(), h.clone().requires_grad_()
+    mean, std = ours(a, True, uniform)
+    value = (a - mean) / std
+    expected = torch.empty_like(h)
+    expected[uniform], expected[~uniform] = theirs(b[uniform]), others(b[~uniform])
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+    slopes = [torch.autograd.grad((each.tanh() * weight).sum(), leaf)[0] for each, leaf in ((value, a), (expected, b))]
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ours.mean, theirs.running_mean, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_one_kind_are_one_group():
+    """All uniform: bit for bit as without the mask. All extra: the same numbers, and they are learnt, as there are no others."""
+    h = rows((B, 7))
+    plain, every, none = (ssl_ae.BatchMoments(7).double() for _ in range(3))
+    mean, std = plain(h)
+    same = every(h, True, torch.ones(B, dtype=torch.bool))
+    assert all(map(torch.equal, (*same, every.mean), (mean, std, plain.mean)))
+    extra = none(h, True, torch.zeros(B, dtype=torch.bool))
+    torch.testing.assert_close(extra, (mean.expand(B, 7), std.expand(B, 7)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(dict(none.state_dict()), dict(plain.state_dict()), rtol=1e-12, atol=1e-12)
+
+
+def test_a_pass_tells_which_rows_are_uniform():
+    moments, h, uniform = ssl_ae.BatchMoments(7).double(), rows((B, 7)), torch.arange(B) < 8
+    value = Pass(uniform=uniform).norm(h, "h1", moments)
+    torch.testing.assert_close(value[:8].mean(0), torch.zeros(7).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(value[8:].mean(0), torch.zeros(7).double(), rtol=0, atol=1e-12)

@@ -53,7 +53,7 @@ def test_terms_of_one_name_are_told_apart():
 
 def test_needs_are_the_union():
     objective = term(needs=frozenset({Need.CLEAN})) + term(needs=frozenset({Need.VIEW})) + RECONSTRUCTION + SUPERVISED
-    assert objective.needs == {Need.CLEAN, Need.VIEW, Need.RECONSTRUCTION, Need.PREDICTION}
+    assert objective.needs == {Need.CLEAN, Need.VIEW, Need.RECONSTRUCTION, Need.LABEL_SUM, Need.PREDICTION}
 
 
 def test_terms_of_parameters_are_apart():

@@ -136,6 +136,24 @@ def test_warm_up_climbs_then_the_schedule_starts_whole(name):
     assert found[4:] == pytest.approx(rates(5, name=name))
 
 
+def test_a_held_rate_falls_over_the_rest_of_the_steps():
+    """The ladder's: the full rate for two thirds, then linear to 0 (Rasmus et al. 2015, sec. 4.1)."""
+    assert rates(6, name="linear", hold=0.5) == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3])
+    assert rates(8, name="cosine", hold=0.5)[4:] == pytest.approx(rates(4, name="cosine"))
+    assert rates(4, name="linear", hold=0.25, final=0.4) == pytest.approx([1, 1, 0.8, 0.6])  # 0.4 + 0.6 * (1, 2/3, 1/3)
+
+
+def test_a_hold_counts_from_the_first_step_and_a_longer_warm_up_wins():
+    assert rates(8, name="linear", hold=0.5, warmup_steps=2) == pytest.approx([0.5, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    assert rates(9, name="linear", hold=0.25, warmup_steps=4) == pytest.approx(rates(9, name="linear", warmup_steps=4))
+
+
+@pytest.mark.parametrize("hold", [-0.1, 1.0])
+def test_a_hold_is_a_part_of_the_steps_that_leaves_some_to_fall(hold):
+    with pytest.raises(ValueError, match="hold"):
+        Schedule(hold=hold)
+
+
 def test_a_warm_up_longer_than_the_run_only_climbs():
     assert rates(3, name="cosine", warmup_steps=6) == pytest.approx([1 / 6, 2 / 6, 3 / 6])
 

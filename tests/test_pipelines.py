@@ -16,7 +16,10 @@ ROWS = 300
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory) -> Path:
-    """A folder with data/NAME for every data set that recipes read without a source: MNIST's shape and names, few rows."""
+    """A folder with data/NAME for every data set that recipes read without a source: MNIST's shape and names, few rows.
+
+    And what recipes on another run's latents would pack, whichever recipes run: codes of the size that `mnist_m1` gives.
+    """
     folder = tmp_path_factory.mktemp("pipelines")
     digits = load_digits()
     images = np.kron(digits.images[:ROWS] / 16 * 255, np.ones((1, 3, 3))).astype(np.uint8)  # 8 x 8 -> 24 x 24
@@ -24,6 +27,9 @@ def packed(tmp_path_factory) -> Path:
     x, y = np.split(images, [ROWS - 60]), np.split(digits.target[:ROWS], [ROWS - 60])
     np.savez(folder / "mnist.npz", x_train=x[0], y_train=y[0], x_test=x[1], y_test=y[1])
     assert call("data", "pack", folder / "mnist.npz", folder / "data" / "mnist").code == 0
+    codes = [(part.reshape(len(part), -1)[:, ::15][:, :50] / 100).astype(np.float32) for part in x]
+    np.savez(folder / "codes.npz", x_train=codes[0], y_train=y[0], x_test=codes[1], y_test=y[1])
+    assert call("data", "pack", folder / "codes.npz", folder / "data" / "mnist-m1").code == 0
     return folder
 
 

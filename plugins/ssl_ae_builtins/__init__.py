@@ -6,14 +6,17 @@ import ssl_ae
 from ssl_ae.data.sources import Source
 from ssl_ae.data.sources.idx import Idx
 from ssl_ae.data.sources.images import Images
+from ssl_ae.data.sources.latents import StoredLatents
 from ssl_ae.data.sources.npz import Npz
 from ssl_ae.data.sources.sklearn import Named
 from ssl_ae.data.sources.tables import Table
 from ssl_ae.data.sources.webdataset import WebDataset
 from ssl_ae_builtins.auto import Auto
+from ssl_ae_builtins.conditional import ConditionalMlpDecoder, ConditionalMlpEncoder, LabelKl
 from ssl_ae_builtins.consistency import Consistency
 from ssl_ae_builtins.contractive import Contractive
 from ssl_ae_builtins.conv import ConvDecoder, ConvEncoder
+from ssl_ae_builtins.crop_flip import CropFlip
 from ssl_ae_builtins.distortion import Distortion
 from ssl_ae_builtins.factor_analysis import FactorAnalysisDecoder, FactorAnalysisEncoder
 from ssl_ae_builtins.grayscale import Grayscale
@@ -23,8 +26,9 @@ from ssl_ae_builtins.label_spreading import LabelSpreading
 from ssl_ae_builtins.ladder import Ladder, LadderDecoder, LadderEncoder
 from ssl_ae_builtins.linear import LinearDecoder, LinearEncoder
 from ssl_ae_builtins.lista import Lista
+from ssl_ae_builtins.mixup import Mixup
 from ssl_ae_builtins.mlp import MlpDecoder, MlpEncoder
-from ssl_ae_builtins.noise import Dropout, GaussianNoise, MaskingNoise, SaltPepper
+from ssl_ae_builtins.noise import ColumnSwap, Dropout, GaussianNoise, MaskingNoise, SaltPepper
 from ssl_ae_builtins.penalties import Kl, SparseL1, Weights
 from ssl_ae_builtins.pseudo_labels import PseudoLabels
 from ssl_ae_builtins.sparse_coding import SparseCoding
@@ -32,6 +36,7 @@ from ssl_ae_builtins.sparse_kl import SparseKl
 from ssl_ae_builtins.stack import StackEncoder
 from ssl_ae_builtins.table_heads import Knn, Logistic
 from ssl_ae_builtins.unit_norm import UnitNorm
+from ssl_ae_builtins.vat import Vat
 
 
 @ssl_ae.hookimpl
@@ -46,12 +51,13 @@ def ssl_ae_encoders() -> list[type[ssl_ae.Encoder]]:
         Lista,
         HashEncoder,
         LadderEncoder,
+        ConditionalMlpEncoder,
     ]
 
 
 @ssl_ae.hookimpl
 def ssl_ae_decoders() -> list[type[ssl_ae.Decoder]]:
-    return [LinearDecoder, MlpDecoder, ConvDecoder, FactorAnalysisDecoder, LadderDecoder]
+    return [LinearDecoder, MlpDecoder, ConvDecoder, FactorAnalysisDecoder, LadderDecoder, ConditionalMlpDecoder]
 
 
 @ssl_ae.hookimpl
@@ -62,14 +68,19 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
         GaussianNoise,
         MaskingNoise,
         SaltPepper,
+        ColumnSwap,
         Distortion,
+        CropFlip,
+        Mixup,
         Grayscale,
         SparseL1,
         Kl,
+        LabelKl,
         SparseKl,
         UnitNorm,
         Contractive,
         Consistency,
+        Vat,
         Ladder,
         PseudoLabels,
     ]
@@ -82,4 +93,4 @@ def ssl_ae_heads() -> list[type[ssl_ae.Head] | type[ssl_ae.TableHead]]:
 
 @ssl_ae.hookimpl
 def ssl_ae_sources() -> list[type[Source]]:
-    return [Idx, Npz, Images, Table, WebDataset, Named]
+    return [Idx, Npz, Images, StoredLatents, Table, WebDataset, Named]

@@ -23,8 +23,9 @@ class Consistency(ssl_ae.Regularizer):
     p_t is the teacher's p(y|x) of the undisturbed row, without gradient. The teacher is the exponential moving average of the
     weights (Mean Teacher, Tarvainen & Valpola 2017, eq. 1), whose decay is `finetune.ema`, where FixMatch takes the weights
     themselves. x~ is the row as this pass sees it, through every regularizer that perturbs: FixMatch's strong view. A row
-    below the threshold counts as 0 in the mean over all rows, labelled ones like the others, as in eq. 4; what the draw adds
-    for l_Y is left out.
+    below the threshold counts as 0 in the mean over all rows, labelled ones like the others (the authors put all labelled rows
+    among the unlabelled ones too); what the draw adds for l_Y is left out. l_Y is of the disturbed row too, where FixMatch
+    disturbs labelled rows weakly.
 
     `soft`: H(q, p(y|x~)), q proportional to p_t^(1/sharpen). `align`: p_t is first multiplied by prior / (running mean of p_t)
     and normalised (ReMixMatch, Berthelot et al. 2020, sec. 3.1); the mean is of the steps before this one, on all ranks.
@@ -84,7 +85,7 @@ class Consistency(ssl_ae.Regularizer):
     def check(cls, config: Config, recipe) -> Iterator[str]:
         classes = recipe.shapes.classes
         if classes is None:
-            yield "consistency compares probabilities of classes, but the labels are none. Remove consistency."
+            yield f"consistency compares probabilities of classes, and {recipe.card.name} has none. Remove consistency."
         if config.target == "class" and config.sharpen != 1:
             yield f"consistency.sharpen = {config.sharpen:g}: has no effect on a class. Set target: soft, or remove it."
         if config.prior is None:

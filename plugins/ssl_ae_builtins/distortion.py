@@ -13,18 +13,23 @@ import ssl_ae
 from ssl_ae.errors import RecipeError
 
 REACH = 4  # standard deviations at which the smoothing kernel ends
+LOST = 1e-4  # largest part of a pixel's variance that the modes left out of the elastic field would have added
 
 
 class Distortion(ssl_ae.Regularizer):
-    """x~(p) = x(A^-1 (p - t) + d(p)), A = rotation * shear * scale, d = alpha * G_sigma * U(-1, 1) (Simard et al. 2003, sec. 2).
+    """x~(p) = x(A^-1 (p - t) + d(p)), A = rotation * shear * scale, d = alpha * G_sigma * noise (Simard et al. 2003, sec. 2).
 
     p is a place in pixels from the centre of the image, x is read there bilinearly. Every row draws its own A, t and d; each
-    number of A and t is uniform between minus and plus its option, heights and widths apart. d is uniform noise, one number
-    for every pixel and axis, under a Gaussian kernel of sum 1: alpha / (2 sqrt(3 pi) sigma) pixels of standard deviation for
-    sigma of a pixel and more. Simard et al. use alpha = 34 and sigma = 4 on images of 29 x 29. The target stays undistorted.
+    number of A and t is uniform between minus and plus its option, heights and widths apart. The noise has one number of
+    variance 1/3 for every pixel and axis, as U(-1, 1) has, and G_sigma is a Gaussian kernel of sum 1: d has alpha / (2 sqrt(3
+    pi) sigma) pixels of standard deviation for sigma of a pixel and more. Simard et al. use alpha = 34 and sigma = 4 on images
+    of 29 x 29, and uniform noise; ours is normal (until version 2 it was uniform), so that few numbers make a field of the same
+    means and covariances. The target stays undistorted.
     """
 
     name = "distortion"
+    version = 2
+    upgrades_from = frozenset({1})  # it has no weights
     of_samples = True
 
     class Config(ssl_ae.Config):
@@ -39,6 +44,13 @@ class Distortion(ssl_ae.Regularizer):
             description="what lies outside: 0 (right on a background of 0), the nearest pixel, or the image mirrored",
         )
 
+    def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
+        super().__init__(config, shapes)
+        self._sizes = tuple(shapes.x[1:])
+        if config.alpha:  # on the device beforehand: a step that sends them there would wait
+            for axis, size in zip(("down", "across"), self._sizes, strict=True):
+                self.register_buffer(axis, modes(size, config.sigma).float(), persistent=False)
+
     def perturb(self, h: Tensor, layer: str) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), computed in float32 where h is narrower."""
         if h.dim() != 4:
@@ -48,8 +60,14 @@ class Distortion(ssl_ae.Regularizer):
         with torch.autocast(h.device.type, enabled=False):
             wide = h.to(torch.promote_types(h.dtype, torch.float32))
             linear, shift = self._affine(wide)
-            bend = displacements(wide, self.config.alpha, self.config.sigma) if self.config.alpha else None
+            bend = self._bend(wide) if self.config.alpha else None
             return warp(wide, linear, shift, bend, self.config.border).to(h.dtype)
+
+    def _bend(self, x: Tensor) -> Tensor:
+        """d (B, 2, H, W)."""
+        if tuple(x.shape[2:]) != self._sizes:  # a layer of feature maps
+            return displacements(x, self.config.alpha, *(modes(size, self.config.sigma) for size in x.shape[2:]))
+        return displacements(x, self.config.alpha, self.down, self.across)
 
     def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A (B, 2, 2) and t (B, 2)."""
@@ -58,6 +76,10 @@ class Distortion(ssl_ae.Regularizer):
         scale = torch.stack(rest[:2], dim=1) * config.log_scale
         linear = affine(angle * math.radians(config.rotation), shear * math.radians(config.shear), scale)
         return linear, torch.stack(rest[2:], dim=1) * config.translation
+
+    @classmethod
+    def upgrade(cls, version: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return state
 
     @classmethod
     def check(cls, config: ssl_ae.Config, recipe) -> list[str]:
@@ -78,21 +100,34 @@ def affine(angle: Tensor, shear: Tensor, log_scale: Tensor) -> Tensor:
     return rotation @ lean @ torch.diag_embed(log_scale.exp())
 
 
-def displacements(x: Tensor, alpha: float, sigma: float) -> Tensor:
-    """Smooth random fields for images x (B, C, H, W): (B, 2, H, W) in pixels, x before y.
+def displacements(x: Tensor, alpha: float, down: Tensor, across: Tensor) -> Tensor:
+    """Smooth random fields for images x (B, C, H, W) from the modes of each axis: (B, 2, H, W) in pixels, x before y."""
+    down, across = down.to(x), across.to(x)
+    noise = torch.randn(len(x), 2, down.shape[1], across.shape[1], device=x.device, dtype=x.dtype)
+    return (alpha * 3**-0.5 * down) @ noise @ across.mT
+
+
+def modes(size: int, sigma: float) -> Tensor:
+    """M (size, R), float64, with M M' = S S': M applied to R normal numbers is S applied to size + 2r of them, in distribution.
+
+    S smooths noise along an axis. It leaves little of what changes from pixel to pixel, so few modes carry all but LOST of
+    each pixel's variance: 9 of 28 pixels for sigma = 4.
+    """
+    kernel = smoothing(size, sigma)
+    covariance = kernel @ kernel.mT
+    values, vectors = torch.linalg.eigh(covariance)
+    found = vectors.flip(1) * values.flip(0).clamp_min(0).sqrt()  # the largest first
+    kept = (found.square().cumsum(1) / covariance.diag()[:, None]).amin(0)
+    return found[:, : int((kept < 1 - LOST).sum()) + 1]
+
+
+def smoothing(size: int, sigma: float) -> Tensor:
+    """S (size, size + 2r), float64: row i is the Gaussian kernel about i + r, r = REACH sigma, normalised to sum 1.
 
     The noise goes on beyond the borders, so that a displacement there has the same distribution as in the middle.
     """
-    rows, _, height, width = x.shape
-    down, across = (smoothing(x, size, sigma) for size in (height, width))  # (H, H + 2r), (W, W + 2r)
-    noise = x.new_empty(rows, 2, down.shape[1], across.shape[1]).uniform_(-1, 1)
-    return alpha * (down @ noise @ across.mT)
-
-
-def smoothing(like: Tensor, size: int, sigma: float) -> Tensor:
-    """(size, size + 2r): row i is the Gaussian kernel about i + r, r = REACH sigma, normalised to sum 1."""
     reach = math.ceil(REACH * sigma)
-    places = torch.arange(size + 2 * reach, device=like.device, dtype=like.dtype)
+    places = torch.arange(size + 2 * reach, dtype=torch.float64)
     apart = places - places[reach : size + reach, None]
     kernel = torch.where(apart.abs() <= reach, (-0.5 * (apart / sigma).square()).exp(), 0.0)
     return kernel / kernel.sum(1, keepdim=True)
@@ -104,13 +139,21 @@ def warp(x: Tensor, linear: Tensor, shift: Tensor, bend: Tensor | None = None, b
     linear (B, 2, 2), shift (B, 2), bend (B, 2, H, W), all in pixels, x (to the right) before y (downwards), about the centre.
     """
     height, width = x.shape[2:]
-    # grid_sample's coordinates go from -1 to 1 over each side; filled on the device, where copying a list would wait for it
-    half = torch.stack([x.new_full((), width / 2), x.new_full((), height / 2)])
     (a, b), (c, d) = (row.unbind(1) for row in linear.unbind(1))
     inverse = torch.stack([d, -b, -c, a], dim=1).view(-1, 2, 2) / (a * d - b * c)[:, None, None]
-    back = -(inverse @ shift[:, :, None]) / half[:, None]
-    theta = torch.cat([inverse * half / half[:, None], back], dim=2)  # (B, 2, 3)
-    grid = nn.functional.affine_grid(theta, list(x.shape), align_corners=False)  # (B, H, W, 2)
+    at = torch.cat([inverse, -(inverse @ shift[:, :, None])], dim=2) @ pixels(x)  # (B, 2, H W)
+    at = at.unflatten(2, (height, width))
     if bend is not None:
-        grid = grid + bend.permute(0, 2, 3, 1) / half
-    return nn.functional.grid_sample(x, grid, mode="bilinear", padding_mode=border, align_corners=False)
+        at += bend  # in place, here and below: on a CPU fresh memory costs more than what is done to it
+    # grid_sample's coordinates go from -1 to 1 over each side; filled on the device, where copying a list would wait for it
+    unit = torch.stack([x.new_full((), 2 / width), x.new_full((), 2 / height)])[:, None, None]
+    at *= unit
+    return nn.functional.grid_sample(x, at.permute(0, 2, 3, 1), "bilinear", border, align_corners=False)
+
+
+def pixels(x: Tensor) -> Tensor:
+    """(3, H W): the places of the pixels of images (B, C, H, W) from the centre, x before y, and 1."""
+    height, width = x.shape[2:]
+    across = torch.arange(width, device=x.device, dtype=x.dtype) - (width - 1) / 2
+    down = torch.arange(height, device=x.device, dtype=x.dtype) - (height - 1) / 2
+    return torch.stack([across.repeat(height), down.repeat_interleave(width), across.new_ones(height * width)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from typing import Annotated, Literal
 
@@ -22,6 +23,7 @@ MOST_STEPS = 200  # that a label travels
 STILL = 1e-4  # of a probability: what a step may still change in the end
 LEAST = 1e-6  # probability of the least likely class: a graph knows nothing for certain
 EXPONENTS = 2.0 ** torch.linspace(-4, 6, 81)
+GRAPHS = 2  # that a process remembers: who fits many draws of labels to the same latents waits for their neighbours once
 
 Share = Annotated[float, Field(gt=0)]
 
@@ -40,6 +42,7 @@ class LabelSpreading(ssl_ae.TableHead):
     """
 
     name = "label_spreading"
+    reads_unlabeled = True
 
     class Config(ssl_ae.Config):
         k: int = Field(10, ge=1, description="nearest latents that a row is joined to")
@@ -87,7 +90,7 @@ class LabelSpreading(ssl_ae.TableHead):
         """The mean of the latents (K,), what points from it to each, (N, K), and S (N, N)."""
         center = z.float().mean(0)
         unit = normalize(z.float() - center, dim=1)
-        return center, unit, joined(unit, self.config.k, self.config.power)
+        return center, unit, graph_of(unit, self.config.k, self.config.power)
 
     def _prior(self, labels: Tensor) -> Tensor:
         """(C,), summing to 1 over the classes that have labels: no other has any mass to scale."""
@@ -102,6 +105,20 @@ class LabelSpreading(ssl_ae.TableHead):
         if isinstance(config.prior, tuple) and len(config.prior) != classes:
             return [f"model.head.prior has {len(config.prior)} numbers: expected {classes}, one a class."]
         return []
+
+
+_graphs: dict[tuple[str, int, float], Tensor] = {}
+
+
+def graph_of(unit: Tensor, k: int, power: float) -> Tensor:
+    """`joined`, from memory where it was asked for these vectors before."""
+    key = (hashlib.sha256(unit.cpu().numpy()).hexdigest(), k, power)
+    if key not in _graphs:
+        graph = joined(unit, k, power)
+        for oldest in [*_graphs][: len(_graphs) - GRAPHS + 1]:
+            del _graphs[oldest]
+        _graphs[key] = graph
+    return _graphs[key]
 
 
 def joined(unit: Tensor, k: int, power: float) -> Tensor:

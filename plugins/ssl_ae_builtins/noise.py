@@ -80,6 +80,38 @@ class SaltPepper(ssl_ae.Regularizer):
                 )
 
 
+class ColumnSwap(ssl_ae.Regularizer):
+    """A fraction of the numbers of each row is replaced by the number that another row of the batch has in that column.
+
+    m * x + (1 - m) * x_other, each number of x_other from a row of its own: a draw from the column's distribution that leaves
+    each column's own as it is (VIME, Yoon et al. 2020, eq. 3). For tables, whose columns have no common unit of noise. The
+    target stays clean.
+    """
+
+    name = "column_swap"
+
+    class Config(ssl_ae.Config):
+        fraction: float = Field(0.15, gt=0, le=1, description="probability that a number is replaced")
+
+    def perturb(self, h: Tensor, layer: str) -> Tensor:
+        """A copy of h, (B, *s); a row without company stays as it is."""
+        flat = h.flatten(1)
+        rows = len(flat)
+        further = torch.randint(1, max(rows, 2), flat.shape, device=h.device)
+        other = (torch.arange(rows, device=h.device)[:, None] + further) % max(rows, 1)
+        swapped = torch.rand(flat.shape, device=h.device) < self.config.fraction
+        return torch.where(swapped, flat.gather(0, other), flat).view_as(h)
+
+    @classmethod
+    def check(cls, config: Config, recipe) -> Iterator[str]:
+        shape = recipe.shapes.x
+        if len(shape) != 1:
+            yield (
+                f"column_swap needs columns that mean the same in every row, but a sample has shape {shape}. "
+                "Take masking_noise, or distortion for images, or remove column_swap."
+            )
+
+
 class Dropout(ssl_ae.Regularizer):
     """Zeroes hidden units with probability rate and scales the others by 1 / (1 - rate) (Srivastava et al. 2014)."""
 

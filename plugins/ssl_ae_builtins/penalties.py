@@ -65,6 +65,7 @@ class Kl(ssl_ae.Regularizer):
     """
 
     name = "kl"
+    needs = frozenset({ssl_ae.Need.LABEL_SUM})
 
     def penalty(self, trace: ssl_ae.Trace) -> Tensor:
         """(B,)."""

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from ssl_ae.cli import data, decoding, doctor, plugins, recipes, search, stages, suggest, tracking
+from ssl_ae.cli import data, decoding, doctor, label_curve, plugins, recipes, search, stages, suggest, tracking
 from ssl_ae.errors import SslAeError, Stopped
 from ssl_ae.stopping import Asked, leave_when_asked
 
@@ -48,6 +48,7 @@ stages.register(app)
 decoding.register(app)
 search.register(app)
 suggest.register(app)
+label_curve.register(app)
 app.add_typer(plugins.app, name="plugins")
 app.add_typer(recipes.app, name="recipe")
 tracking.register(app)

@@ -7,6 +7,7 @@ global state: two threads may draw at once. Wrong arrays are a caller's mistake 
 
 from ssl_ae.figures.confusion import confusion_matrix
 from ssl_ae.figures.curves import learning_curves
+from ssl_ae.figures.label_curve import label_curve
 from ssl_ae.figures.map import latent_map
 from ssl_ae.figures.neighbours import MAX_NEIGHBOURS, MAX_QUERIES, neighbours
 from ssl_ae.figures.samples import reconstructions, sample_grid
@@ -19,6 +20,7 @@ __all__ = [
     "Side",
     "confusion_matrix",
     "draw",
+    "label_curve",
     "latent_interpolation",
     "latent_map",
     "latent_plane",

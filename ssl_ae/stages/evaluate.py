@@ -61,7 +61,7 @@ def workspace_of(ws: Workspace, stage: StageFolder) -> Workspace:
     stored = recipes.load(stage.path / RECIPE)
     resolved = resolve_stored(stored, Registry.discover(), card_with_labels(stored, ws.data), str(stage.path / RECIPE))
     feeds = ws._feeds if resolved.scale == ws.resolved.scale else {}
-    return Workspace(resolved, ws.data, ws.run, ws.device, ws.reporter, feeds)
+    return Workspace(resolved, ws.data, ws.run, ws.device, ws.reporter, feeds, ws.published)
 
 
 def predict_split(ws: Workspace, method: str, split: str) -> np.ndarray:

@@ -63,7 +63,7 @@ def extract(
             ws.reporter.say(f"extract: {split} already in {place}")
         else:
             missing[split] = facts
-    shown = map_of(ws, outputs) if data is None else None
+    shown = map_of(ws, outputs) if data is None and ws.published else None
     with distributed.main_first() as main:
         if main and missing and shown:
             (stage.path / MAP).unlink(missing_ok=True)  # else one of other weights stays where this is killed before it draws
@@ -103,7 +103,8 @@ def columns_of(ws: Workspace, scores: bool, layer: str | None) -> Columns:
     latent (n, K), latent_std (n, K) of a random posterior, and with `scores` reconstruction_nats (n,) at E[z|x].
     """
     encoder = ws.resolved.encoder
-    random = encoder.cls.posterior(encoder.config) != "point"
+    # without a label, a conditional encoder gives features, which are certain
+    random = encoder.cls.posterior(encoder.config) != "point" and not encoder.cls.conditional
 
     def of_layer(model: Model, x: Tensor) -> dict[str, Tensor]:
         return {"latent": model.layer(x, layer).flatten(1)}

@@ -46,7 +46,7 @@ def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = Non
     training = ws.recipe.finetune
     check_mode(ws.resolved)
     labels = labels_of(ws) if training.mode == "sequential" else with_guesses(ws, labels_of(ws))
-    origin = Workspace(ws.resolved, ws.data, pretrained or ws.run, ws.device, ws.reporter)
+    origin = Workspace(ws.resolved, ws.data, pretrained or ws.run, ws.device, ws.reporter, published=ws.published)
     if uses_pretrained(training):
         check_origin(origin)
     fields = fields_of(ws, labels, origin if uses_pretrained(training) else None)

@@ -94,8 +94,16 @@ def check_all(plan: list[Stage], recipes: list[Recipe], source: str, reporter: R
         made.add(stage.stage)
 
 
-def run_stages(recipe: Recipe, run: Path, source: str, reporter: Reporter, restart: bool = False, force: bool = False) -> Outcome:
-    """The outcome of the last stage, with every stage's outputs."""
+def run_stages(
+    recipe: Recipe,
+    run: Path,
+    source: str,
+    reporter: Reporter,
+    restart: bool = False,
+    force: bool = False,
+    published: bool = True,
+) -> Outcome:
+    """The outcome of the last stage, with every stage's outputs. `published` is the workspaces'."""
     registry, outcomes, chain = Registry.discover(), [], Chain(run)
     plan = planned(recipe)
     recipes = [with_fields(recipe, stage.set, f"{source}: stages") for stage in plan]
@@ -104,7 +112,7 @@ def run_stages(recipe: Recipe, run: Path, source: str, reporter: Reporter, resta
         for stage, chosen in zip(plan, recipes, strict=True):
             if chain.guesses and chosen.data.pseudo_labels is None:
                 chosen = with_fields(chosen, {"data.pseudo_labels": str(chain.guesses)}, source)
-            with open_workspace(chosen, run, source, reporter, registry) as ws:
+            with open_workspace(chosen, run, source, reporter, registry, published) as ws:
                 options = {"restart": restart, "force": force} if stage.stage in RESTARTABLE else {}
                 outcomes.append(chain.make(stage.stage, ws, options))
     last = outcomes[-1]

@@ -256,6 +256,11 @@ def _refuse(made: Autoencoder, wishes: Wishes, data: str, out: Path, place: Path
             f"{resolved.encoder.full_name} gives {posterior}. Leave --draws out, or pretrain with "
             "model.encoder.posterior: diag or full."
         )
+    if wishes.draws and (resolved.encoder.cls.conditional or resolved.decoder.cls.conditional):
+        raise RecipeError(
+            f"--draws {wishes.draws}: a label enters the model, and these bounds of log p(x) do not sum it out. "
+            "Leave --draws out; finetuning measures the bound that does, of validation."
+        )
     x = resolved.card.x
     if wishes.images and (x.kind != "image" or x.shape[0] not in PNG_CHANNELS):
         raise RecipeError(

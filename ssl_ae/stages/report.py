@@ -10,6 +10,7 @@ import numpy as np
 from ssl_ae import runs
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages import served_model
+from ssl_ae.stages.baselines import NETWORKS
 from ssl_ae.stages.labels import Labels
 from ssl_ae.stages.scoring import HEADLINE, Predictions, better
 from ssl_ae.stages.training_run import curves
@@ -31,7 +32,7 @@ def tell_comparison(ws: Workspace, split: str, methods: Scores, baselines: Score
     columns = list(dict.fromkeys(name for scores in (*methods.values(), *baselines.values()) for name in scores))
     rows = [[name, *(_cell(scores, column) for column in columns)] for name, scores in methods.items()]
     rows += [
-        [f"{name} (no unlabelled data)" if name == "labels-only" else f"{name} (no network)", *(_cell(s, c) for c in columns)]
+        [f"{name} (no unlabelled data)" if name in NETWORKS else f"{name} (no network)", *(_cell(s, c) for c in columns)]
         for name, s in baselines.items()
     ]
     scored, total = Labels(ws.labels(split), None).count, ws.card.split(split).rows
@@ -63,6 +64,8 @@ def draw_figures(
     ws: Workspace, progress: Progress, stage: StageFolder, tracker: Tracker, predictions: Predictions | None, y: np.ndarray
 ) -> None:
     """Learning curves; and of the validation rows the confusion matrix and the map of the codes that the head saw."""
+    if not ws.published:
+        return
     from ssl_ae import figures
 
     folder = stage.path / "figures"

@@ -24,6 +24,7 @@ from ssl_ae.stages.extract import extract
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.stored import recipe_of
 from ssl_ae.stages.workspace import Workspace, open_workspace
+from ssl_ae.trace import Batch, Need
 
 Prior = Literal["normal", "mixture"]
 
@@ -111,13 +112,24 @@ class Studio:
     def train_rows(self) -> int:
         return self.ws.card.split("train").rows
 
+    def refuse_features(self) -> None:
+        """Raises RecipeError where what is stored of a sample is what a head reads, and the decoder reads something else."""
+        encoder = self.made.resolved.encoder
+        if encoder.cls.conditional:
+            raise RecipeError(
+                f"encoder {encoder.full_name}: a sample's features, which tell its label, are no code that its decoder reads. "
+                "Draw from the model's own prior: leave --prior mixture, --traverse and --interpolate out."
+            )
+
     def stored_codes(self) -> np.ndarray:
         """(N, K) codes of the train split, extracted first where they are missing."""
+        self.refuse_features()
         extract(self.ws, ["train", "val"])  # both, because the map of the latents is one of val
         return latents.read(self.ws.run / "latents" / "train").z
 
     def codes_of(self, stored: np.ndarray) -> np.ndarray:
         """E[z|x] of samples as they are stored, (n, *shape) -> (n, K)."""
+        self.refuse_features()
         x = self.made.scaling(torch.from_numpy(stored).to(self.made.device))
         return self.made.model.features(x).float().cpu().numpy()
 
@@ -214,9 +226,8 @@ def from_own_prior(studio: Studio, count: int, seed: int) -> np.ndarray:
     """(count, K) draws from p(z): N(0, I), or uniform over symbols."""
     made = studio.made
     with torch.random.fork_rng(devices=[made.device.index or 0] if made.device.type == "cuda" else []):
-        q = made.model.posterior(
-            torch.zeros(1, *made.resolved.shapes.x, device=made.device)
-        )  # of any row: its kind alone matters
+        row = Batch(torch.zeros(1, *made.resolved.shapes.x, device=made.device))
+        q = made.model(row, frozenset({Need.RECONSTRUCTION})).q  # of any row, and under any label: its kind alone matters
         seed_draws(seed, made.device)
         return prior_of(q).sample(torch.Size([count])).reshape(count, -1).cpu().numpy()
 

@@ -44,6 +44,7 @@ class Workspace:
     device: torch.device
     reporter: Reporter
     _feeds: dict[str, Feed] = field(default_factory=dict)
+    published: bool = True  # draws figures and tells MLflow; not where a run is one of many whose scores alone are kept
 
     @property
     def recipe(self) -> Recipe:
@@ -183,6 +184,7 @@ class Workspace:
             stage=name,
             parameters=self.resolved.as_dict(),
             rank=distributed.rank(),
+            deliver=self.published,
         )
         with tracker:
             for split in splits:
@@ -217,7 +219,12 @@ class Workspace:
 
 @contextlib.contextmanager
 def open_workspace(
-    recipe: Recipe, run: Path, source: str = "recipe", reporter: Reporter | None = None, registry: Registry | None = None
+    recipe: Recipe,
+    run: Path,
+    source: str = "recipe",
+    reporter: Reporter | None = None,
+    registry: Registry | None = None,
+    published: bool = True,
 ) -> Iterator[Workspace]:
     """Join the ranks, open the data (packing it on first use), resolve the recipe, lock the run folder.
 
@@ -229,7 +236,7 @@ def open_workspace(
         reporter.silent = reporter.silent or not distributed.is_main()
         data, resolved = open_data(recipe, registry, source, reporter)
         stack.enter_context(only_writer(run, reporter))
-        yield Workspace(resolved, data, run, device, reporter)
+        yield Workspace(resolved, data, run, device, reporter, published=published)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from ssl_ae.components import Decoder, Encoder
 from ssl_ae.model import CODE, Model, frozen
 from ssl_ae.objective import supervised
 from ssl_ae.testing.check import Check, Finding, check, require
-from ssl_ae.testing.mapped import alike, distribution
+from ssl_ae.testing.mapped import alike, condition_of, distribution
 from ssl_ae.testing.world import Subject, World
 from ssl_ae.trace import Batch, Need, Pass, Trace, matches
 
@@ -200,7 +200,7 @@ def reads_layers(subject: Subject) -> None:
         with frozen(model), torch.no_grad():
             after = distribution(world, model, sample).mean
             try:
-                alone = model.decoder(sample.z, Pass(model.decoder))[0].mean
+                alone = model.decoder(sample.z, Pass(model.decoder, condition=condition_of(model, sample)))[0].mean
             except Exception as error:
                 require(said, f"{world.name}: reads_layers = False, but a code alone raised {type(error).__name__}: {error}.")
                 continue

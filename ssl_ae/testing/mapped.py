@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, MultivariateNormal, Normal
 
 from ssl_ae.checkpoint import read_weights, write_weights
@@ -15,7 +15,7 @@ from ssl_ae.latent import BernoulliCode, CategoricalCode, Point
 from ssl_ae.likelihood import Levels
 from ssl_ae.model import CODE, Model, frozen
 from ssl_ae.testing.check import Check, Finding, check, require
-from ssl_ae.testing.world import Sample, Subject, World
+from ssl_ae.testing.world import NAMES, Sample, Subject, World
 from ssl_ae.trace import Pass, matches
 
 BATCHES = (1, 2, 19)
@@ -39,12 +39,18 @@ def distribution(world: World, model: Model, sample: Sample, run: Pass | None = 
     if "head" in world.kind:
         return model.p_y(sample.z, sample.x)
     run = run or Pass(model.decoder)
+    run.condition = condition_of(model, sample)
     q = model.encoder(run.tap(sample.x, "input"), run)  # a decoder may read the encoder's layers
     if world.kind == "encoder":
         return q
     answer = model.decoder(sample.z, run)
     require(isinstance(answer, tuple) and len(answer) == 2, f"forward returned {type(answer).__name__}, not a pair.")
     return answer[0]
+
+
+def condition_of(model: Model, sample: Sample) -> Tensor | None:
+    """The labels, (B, C), where one enters the model."""
+    return nn.functional.one_hot(sample.y, len(NAMES["classes"])).to(sample.x.dtype) if model.conditional else None
 
 
 def numbers(world: World, model: Model, sample: Sample) -> dict[str, Tensor]:
@@ -110,6 +116,25 @@ def posterior(subject: Subject) -> None:
         require(bool(((q.mean >= 0) & (q.mean <= 1)).all()), f"{world.name}: a code of symbols is not in [0, 1].")
         sums = q.mean.unflatten(1, (-1, symbol)).sum(2)
         require(symbol == 1 or alike(sums, torch.ones_like(sums)), f"{world.name}: the numbers of a symbol do not add up to 1.")
+
+
+@check(
+    "encoder",
+    rule="where `conditional` is declared, a pass without run.condition gives ssl_ae.Point of features for q(y|x), (B, K), and "
+    "another label gives another q(z|x, y); where it is not, run.condition changes nothing.",
+    cure="return ssl_ae.Point(features) where run.condition is None, before the label is read; or remove `conditional`.",
+)
+def label(subject: Subject) -> None:
+    for world, model in _models(subject):
+        x, shapes = world.sample().x, world.resolved.shapes
+        condition = torch.eye(shapes.classes)[world.sample().y]
+        passes = [Pass(model.decoder, condition=given) for given in (None, condition, condition.roll(1, 1))]
+        features, one, other = (model.encoder(run.tap(x, "input"), run) for run in passes)
+        _has_shape(world, "features", features, len(x), (shapes.latent,))
+        if model.encoder.conditional:
+            require(isinstance(features, Point), f"{world.name}: without a label it is a {type(features).__name__}.")
+        changed = not alike(one.mean, other.mean)
+        require(changed == model.encoder.conditional, f"{world.name}: conditional = {model.encoder.conditional}.")
 
 
 @check(
@@ -238,7 +263,8 @@ def gradients(subject: Subject) -> None:
         model.train()
         found = distribution(world, model, sample)
         if world.kind == "encoder":
-            loss = (found.rsample() * torch.randn(len(sample), world.resolved.shapes.latent)).sum()
+            codes = [found, model.posterior(sample.x)] if model.encoder.conditional else [found]
+            loss = sum((q.rsample() * torch.randn(len(sample), world.resolved.shapes.latent)).sum() for q in codes)
         else:
             loss = -found.log_prob(sample.x if world.kind == "decoder" else sample.y).sum()
         require(loss.requires_grad, f"{world.name}: its output does not depend on its parameters.")
@@ -323,6 +349,7 @@ def taps(subject: Subject) -> None:
 CHECKS: tuple[Check, ...] = (
     codes,
     posterior,
+    label,
     samples,
     likelihood,
     predictions,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_ae.components import Regularizer
 from ssl_ae.model import Model, frozen
-from ssl_ae.objective import StepMeans, count_rows
+from ssl_ae.objective import StepMeans, Term, count_rows
 from ssl_ae.testing.check import Check, check, require
 from ssl_ae.testing.mapped import alike
 from ssl_ae.testing.world import Subject, World
@@ -26,7 +26,8 @@ def penalty_of(world: World, model: Model, batch: Batch) -> Tensor:
         return regularizer.penalty(Trace(model=model))
     means = StepMeans(count_rows([batch]), several=False) if Need.STEP_MEAN in regularizer.needs else None
     teacher = copy.deepcopy(model) if Need.TEACHER in regularizer.needs else None
-    return regularizer.penalty(model(batch, regularizer.needs, means, teacher))
+    term = Term(regularizer.name, regularizer.penalty, regularizer.over, needs=regularizer.needs)
+    return term.value(model(batch, regularizer.needs, means, teacher))
 
 
 @check(

@@ -6,15 +6,23 @@ import os
 import time
 from pathlib import Path
 
-from ssl_ae.tracking.journal import FOLDER, Journal, last_turn, rank_file, rank_files
+from ssl_ae.tracking.journal import FOLDER, Journal, last_turn, opened, rank_file, rank_files
 from ssl_ae.tracking.system import is_alive
 
 SILENT_SECONDS = 600.0  # a living stage writes a sample of its machine every 10 s; clocks of several machines may differ
 
 
 def stages_of(run_folder: Path) -> list[Path]:
-    """The folders of the stages that have a journal."""
-    return sorted(path.parent.parent for path in run_folder.glob(f"*/**/{FOLDER}/rank-0.jsonl"))
+    """The folders of the stages that have a journal; runs that lie inside are not the run's own, and neither are their stages."""
+    found = sorted(path.parent.parent for path in run_folder.glob(f"*/**/{FOLDER}/rank-0.jsonl"))
+    runs = {folder for folder in found if _is_run(folder)}
+    return [folder for folder in found if runs.isdisjoint((folder, *folder.parents))]
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a journal is that of a run folder: a stage says which one it is."""
+    first = opened(rank_file(folder, 0))
+    return first is not None and "tags" not in first
 
 
 def end_if_dead(folder: Path) -> bool:

@@ -12,7 +12,7 @@ import ssl_ae
 COMMANDS = [
     ["data", "pack"], ["data", "inspect"], ["data", "list"], ["pretrain"], ["extract"], ["finetune"], ["evaluate"],
     ["predict"], ["reconstruct"], ["sample"], ["run"], ["search"], ["recipe", "show"], ["recipe", "schema"],
-    ["track", "sync"], ["ui"], ["doctor"], ["suggest"],
+    ["track", "sync"], ["ui"], ["doctor"], ["suggest"], ["label-curve"],
 ]  # fmt: skip
 
 
@@ -40,7 +40,8 @@ def test_every_command_explains_itself_by_example(command):
 
 def test_the_top_names_every_command():
     found = call("--help").stdout
-    names = "data pretrain extract finetune evaluate predict reconstruct run search suggest plugins recipe track ui doctor"
+    names = "data pretrain extract finetune evaluate predict reconstruct run search suggest label-curve plugins recipe track ui"
+    names += " doctor"
     for command in names.split():
         assert f"  {command} " in found
 

@@ -3,9 +3,11 @@
 import pytest
 from ssl_ae_builtins import (
     auto,
+    conditional,
     consistency,
     contractive,
     conv,
+    crop_flip,
     distortion,
     factor_analysis,
     grayscale,
@@ -15,6 +17,7 @@ from ssl_ae_builtins import (
     ladder,
     linear,
     lista,
+    mixup,
     mlp,
     noise,
     penalties,
@@ -23,6 +26,7 @@ from ssl_ae_builtins import (
     stack,
     table_heads,
     unit_norm,
+    vat,
 )
 
 from ssl_ae.registry import Registry
@@ -50,6 +54,12 @@ CASES = [  # (class, options, partners it is tried beside where the kit's plain 
     (mlp.MlpDecoder, {"widths": "auto", "depth": 3}),
     *((conv.ConvDecoder, {"channels": [2, 3], **options}) for options in [*OUTPUTS, {"batch_norm": True}]),
     (conv.ConvDecoder, {}),
+    *(
+        (conditional.ConditionalMlpEncoder, {"widths": [13], "classifier": [7], **options}, conditional.ConditionalMlpDecoder)
+        for options in [*POSTERIORS, {"batch_norm": True}]
+    ),
+    *((conditional.ConditionalMlpDecoder, {"widths": [13], **options}) for options in [*OUTPUTS, {"batch_norm": True}]),
+    (conditional.LabelKl, {}, conditional.ConditionalMlpEncoder, conditional.ConditionalMlpDecoder),
     (factor_analysis.FactorAnalysisEncoder, {}, factor_analysis.FactorAnalysisDecoder, penalties.Kl),
     *((factor_analysis.FactorAnalysisDecoder, {"noise": kind}) for kind in ("feature", "scalar")),
     (sparse_coding.SparseCoding, {}, linear.LinearDecoder, penalties.SparseL1),
@@ -71,11 +81,15 @@ CASES = [  # (class, options, partners it is tried beside where the kit's plain 
         (consistency.Consistency, options)
         for options in [{"threshold": 0.2}, {"threshold": 0.2, "target": "soft", "sharpen": 0.5, "align": True}]
     ),
+    (vat.Vat, {}),
     (noise.Dropout, {}),
     (noise.GaussianNoise, {}),
     (noise.MaskingNoise, {"layers": ["input", "h1"]}),
     (noise.SaltPepper, {}),
     *((distortion.Distortion, options) for options in [{}, {"border": "reflection"}]),
+    (noise.ColumnSwap, {}),
+    *((crop_flip.CropFlip, {"padding": 2, "border": border}) for border in ("zeros", "border", "reflection")),
+    (mixup.Mixup, {}),
     (grayscale.Grayscale, {}),
     *((heads.Softmax, options) for options in ({}, {"weights": False})),
     (heads.Mlp, {"widths": [13]}),

@@ -89,6 +89,19 @@ def test_a_teacher_of_the_running_mean_is_aligned_to_the_prior():
     torch.testing.assert_close(fresh_one.penalty(trace_of(own, logits(5, seed=1))), unaligned, rtol=1e-12, atol=0)
 
 
+def test_the_threshold_is_on_aligned_probabilities():
+    """p prior / mean over its sum, by hand in numpy: a row counts where that is sure, whatever p was."""
+    own, teacher, prior, mean = logits(31), logits(31, seed=1), np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.2, 0.7])
+    term = built(threshold=0.8, align=True, prior=tuple(prior))
+    term.mean.copy_(torch.from_numpy(mean))
+    p = teacher.softmax(1).numpy()
+    q = p * prior / mean
+    q /= q.sum(1, keepdims=True)
+    assert ((p.max(1) >= 0.8) != (q.max(1) >= 0.8)).sum() > 3
+    expected = np.where(q.max(1) >= 0.8, -own.log_softmax(1).numpy()[np.arange(31), q.argmax(1)], 0.0)
+    np.testing.assert_allclose(term.penalty(trace_of(own, teacher)), expected, rtol=1e-10)
+
+
 def test_the_running_mean_follows_uniform_rows_of_whole_steps_in_training_alone():
     """m <- m + (mean of p_t - m) / 128 after each step, by hand; a row that is not finite is left out."""
     term, uniform = built(align=True), torch.arange(11) < 7
@@ -201,7 +214,7 @@ def test_it_needs_classes_and_an_average():
     entry = {"regularizers": [{"name": "consistency"}]}
     with pytest.raises(RecipeError, match=r"needs a teacher, the averaged model\. Set finetune\.ema"):
         resolved(model=entry)
-    with pytest.raises(RecipeError, match=r"consistency compares probabilities of classes, but the labels are none"):
+    with pytest.raises(RecipeError, match=r"consistency compares probabilities of classes, and kit has none"):
         resolved(
             y=Labels(task="regression", names=("u", "v")),
             model={**entry, "head": {"name": "gaussian"}},

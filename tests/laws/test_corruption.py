@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits
 from sklearn.linear_model import Ridge
-from ssl_ae_builtins.distortion import Distortion, affine, displacements, warp
+from ssl_ae_builtins.distortion import Distortion, affine, displacements, modes, warp
 from ssl_ae_builtins.grayscale import Grayscale
 from ssl_ae_builtins.noise import SaltPepper
 
@@ -239,7 +239,7 @@ def test_displacements_have_the_spread_and_the_reach_of_the_formula():
     """sd alpha / (2 sqrt(3 pi) sigma) at every pixel, corners too; correlated by exp(-r^2 / 4 sigma^2) over r pixels."""
     torch.manual_seed(0)
     n, alpha, sigma = 4001, 5.0, 2.0
-    field = displacements(torch.zeros(n, 3, 11, 7), alpha, sigma)
+    field = displacements(torch.zeros(n, 3, 11, 7), alpha, modes(11, sigma), modes(7, sigma))
     assert field.shape == (n, 2, 11, 7)
     expected = alpha / (2 * math.sqrt(3 * math.pi) * sigma)
     near = 6 * (0.5 / n) ** 0.5  # relative sd of a sample's sd; 154 of them are looked at
@@ -252,15 +252,41 @@ def test_displacements_have_the_spread_and_the_reach_of_the_formula():
     assert abs(float(torch.corrcoef(torch.stack([middle, field[:, 1, 5, 3]]))[0, 1])) < 5 / n**0.5  # x apart from y
 
 
-def test_displacements_are_scipy_s_smoothed_noise():
-    """gaussian_filter of the same noise, away from where that would need what lies outside."""
-    alpha, sigma, reach = 3.0, 1.5, 6
+@pytest.mark.parametrize(("size", "sigma"), [(28, 4.0), (11, 1.5), (7, 0.3), (5, 40.0)])
+def test_modes_carry_the_covariance_of_scipy_s_smoothed_noise(size, sigma):
+    """gaussian_filter1d of unit impulses is the matrix S of the smoothing; M M' = S S' up to 1e-4 of a pixel's variance.
+
+    What is missing is what the left-out modes add: positive, so at most their mean of the two pixels' variances.
+    """
+    reach = math.ceil(4 * sigma)
+    impulses = np.eye(size + 4 * reach)  # wide enough for what lies outside not to matter
+    smoothed = ndimage.gaussian_filter1d(impulses, sigma, axis=0, mode="constant", radius=reach)[2 * reach : 2 * reach + size]
+    expected, found = smoothed @ smoothed.T, modes(size, sigma)
+    np.testing.assert_allclose((found @ found.mT).numpy(), expected, rtol=0, atol=1.0001e-4 * expected.max())
+    fewer = 1 - found[:, :-1].square().sum(1).numpy() / expected.diagonal()
+    assert fewer.max() > 1e-4  # and each of them is needed
+
+
+def test_displacements_apply_the_modes_of_each_axis_to_normal_noise():
+    alpha, down, across = 3.0, modes(11, 1.5), modes(7, 1.5)
+    x = torch.zeros(2, 1, 11, 7, dtype=torch.float64)
     torch.manual_seed(1)
-    field = displacements(torch.zeros(2, 1, 11, 7, dtype=torch.float64), alpha, sigma)
+    field = displacements(x, alpha, down, across)
     torch.manual_seed(1)
-    noise = torch.empty(2, 2, 11 + 2 * reach, 7 + 2 * reach, dtype=torch.float64).uniform_(-1, 1)
-    expected = alpha * ndimage.gaussian_filter(noise.numpy(), sigma, axes=(2, 3), truncate=4.0)
-    np.testing.assert_allclose(field, expected[:, :, reach:-reach, reach:-reach], rtol=0, atol=1e-12)
+    noise = torch.randn(2, 2, down.shape[1], across.shape[1], dtype=torch.float64)
+    expected = np.einsum("hr,nars,ws->nahw", down, noise, across) * alpha / math.sqrt(3)  # U(-1, 1) has variance 1/3
+    np.testing.assert_allclose(field, expected, rtol=0, atol=1e-12)
+
+
+def test_distortion_of_a_layer_is_of_that_layer_s_size():
+    """Feature maps are smaller than the sample; the field is made for them."""
+    distortion, h = built(Distortion, **{**STILL, "alpha": 5.0, "sigma": 1.0}), images(3, 2, 4, 3)
+    torch.manual_seed(5)
+    found = distortion.perturb(h, "h1")
+    torch.manual_seed(5)
+    torch.empty(6, 3, dtype=torch.float64).uniform_()  # the numbers of the affine part
+    bend = displacements(h, 5.0, modes(4, 1.0), modes(3, 1.0))
+    torch.testing.assert_close(found, warp(h, still(3), shift_of(3, 0, 0), bend), rtol=0, atol=1e-12)
 
 
 def test_every_row_has_a_distortion_of_its_own_that_no_other_row_changes():

@@ -178,3 +178,28 @@ def test_degenerate_tables(prior):
 def test_a_prior_has_a_number_for_each_class():
     found = list(LabelSpreading.check(LabelSpreading.Config(prior=(0.5, 0.5)), type("Resolved", (), {"shapes": head().shapes})))
     assert found == ["model.head.prior has 2 numbers: expected 3, one a class."]
+
+
+def test_the_graph_of_the_same_latents_is_made_once(monkeypatch):
+    """Other labels wait for no neighbours; other latents, another k or power do; and no more graphs are kept than promised."""
+    made, joined = [], rooms.joined
+    monkeypatch.setattr(rooms, "joined", lambda unit, k, power: made.append((k, power)) or joined(unit, k, power))
+    monkeypatch.setattr(rooms, "_graphs", {})
+    z, y, truth = rows()
+
+    def fitted(z, y, **options):
+        found = head(**options)
+        found.fit(z, y)
+        return found.p
+
+    alone = fitted(z, truth)
+    assert not torch.equal(fitted(z.clone(), y), alone)
+    assert len(made) == 1
+    assert torch.equal(fitted(z, truth), alone)
+    for other in ({"k": 4}, {"power": 2.0}):
+        fitted(z, y, **other)
+    fitted(z + torch.eye(N, K), y)
+    assert made == [(10, 4.0), (4, 4.0), (10, 2.0), (10, 4.0)]
+    assert len(rooms._graphs) == rooms.GRAPHS
+    assert torch.equal(fitted(z, truth), alone)  # forgotten, and made again
+    assert len(made) == 5

@@ -49,13 +49,16 @@ POINT = "a posterior that is certain has no divergence from a prior"
 ATOMS = "atoms are the columns of the linear decoder, and this encoder has its own"
 ACTIVITY = "no layer has values in [0, 1], whose mean would be an activity"
 RUNGS = "only the ladder encoder has the layers that the ladder compares"
+COLUMNS = "pixels are no columns that mean the same in every row"
 CONSTANT_CODE = "the code carries no gradient to the sample"
 IMPOSSIBLE = {
     **{(encoder, "kl"): POINT for encoder in ("stack", "sparse_coding", "lista", "ladder")},
     ("factor_analysis", "unit_norm"): ATOMS,
     **{(encoder, "sparse_kl"): ACTIVITY for encoder in ("linear", "factor_analysis", "sparse_coding", "lista")},
     **{(cls.name, "ladder"): RUNGS for cls in ENCODERS if cls.name != "ladder"},
+    **{(cls.name, "column_swap"): COLUMNS for cls in ENCODERS},
     ("sparse_coding", "contractive"): CONSTANT_CODE,
+    ("sparse_coding", "vat"): CONSTANT_CODE,
 }
 
 

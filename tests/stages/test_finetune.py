@@ -118,6 +118,16 @@ def test_from_another_run(recipe, pretrained, here):
     assert call("evaluate", "runs/other").code == 0
 
 
+def test_from_a_run_without_the_terms_of_finetuning(recipe, pretrained):
+    """The running mean of classes that alignment keeps is none of a pretrained autoencoder's weights."""
+    terms = [{"name": "consistency", "threshold": 0.1, "align": True}]
+    fields = {"name": "consistent", "model.regularizers": terms, "finetune.ema": 0.9, "finetune.baselines": False}
+    answer = call("finetune", recipe(fields), "--from", pretrained, "--out", "runs/consistent", "--end-to-end", "--json")
+    assert answer.code == 0, answer.stderr
+    assert answer.json["metrics"]["train/consistency"] > 0
+    assert call("evaluate", "runs/consistent").code == 0
+
+
 def test_from_alone_writes_into_that_run(recipe, pretrained):
     answer = call("finetune", recipe({"name": "renamed"}), "--from", pretrained, "--json").json
     assert answer["outputs"]["stage"] == str(pretrained / "finetune" / "sequential")

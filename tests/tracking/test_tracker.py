@@ -34,6 +34,17 @@ def run(tmp_path) -> Path:
     return tmp_path / "runs" / "digits"
 
 
+def test_a_run_inside_a_run_is_left_to_itself(client, run):
+    """Such as a cell of a label curve that was killed: neither it nor its stages are stages of the run around it."""
+    with tracker(run, deliver=False):
+        pass
+    inner = run / "cells" / "one"
+    with tracker(inner, deliver=False):
+        pass
+    assert list(sync(run)["stages"]) == ["pretrain"]
+    assert list(sync(inner)["stages"]) == ["pretrain"]
+
+
 def test_everything_a_stage_reports_is_in_the_store(client, run, tmp_path):
     (tmp_path / "curve.png").write_bytes(b"png")
     (run / "pretrain" / "checkpoint").mkdir(parents=True)

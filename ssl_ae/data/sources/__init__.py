@@ -90,6 +90,11 @@ def path_of(place: str) -> Path:
     return Path(os.path.expanduser(place))  # Path's own raises where `~name` is nobody's home
 
 
+def holds_latents(folder: Path) -> bool:
+    """Whether `ssl-ae extract` wrote it: the picture beside the tables is none of its samples."""
+    return (folder / "train" / "_manifest.json").is_file()  # latents.MANIFEST, whose room takes its time to import
+
+
 def name_of(place: str) -> str:
     """What to call a data set that comes from a file or folder: its name without an ending."""
     path = path_of(place).resolve()

@@ -16,7 +16,7 @@ import numpy as np
 
 from ssl_ae.data.card import SPLITS, X
 from ssl_ae.data.keys import as_keys, repeated
-from ssl_ae.data.sources import Block, Description, PackOptions, Source, name_of, path_of, rows_a_block
+from ssl_ae.data.sources import Block, Description, PackOptions, Source, holds_latents, name_of, path_of, rows_a_block
 from ssl_ae.errors import DataError, listing
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Images(Source):
     @classmethod
     def recognises(cls, place: str) -> bool:
         folder = path_of(place)
-        return folder.is_dir() and any(_ending(inside) in ENDINGS for inside in _walk(folder))
+        return folder.is_dir() and not holds_latents(folder) and any(_ending(inside) in ENDINGS for inside in _walk(folder))
 
     def __init__(self, place: str, options: PackOptions) -> None:
         options.allow(self.name, "size", "task")
