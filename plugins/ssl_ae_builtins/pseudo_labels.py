@@ -14,7 +14,7 @@ class PseudoLabels(ssl_ae.Regularizer):
     Pseudo-labels of Lee (2013, eq. 15) in the soft, weighted form: g = guess^power / sum guess^power (Berthelot et al. 2019,
     eq. 7, power = 1/T), and a row counts by the largest probability of its guess before that, as label propagation weighs
     by certainty (Iscen et al. 2019, eq. 11, there by entropy). Rows with a label, and rows without a guess, count 0; the mean
-    is over all rows. The guesses are `data.pseudo_labels`, a table of `ssl-ae predict`.
+    is over all rows. The guesses are `data.guesses`, a table of `ssl-ae predict`.
     """
 
     name = "pseudo_labels"
