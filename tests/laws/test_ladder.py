@@ -338,7 +338,7 @@ def test_its_encoder_serves_other_decoders():
 
 
 def test_extra_labelled_rows_do_not_move_the_others():
-    """Labelled and unlabelled rows are normalised apart, as in the authors' code: else their sizes alone would tell them apart."""
+    """Labelled and unlabelled rows are normalised apart, as in the authors' code: else size alone would tell them apart."""
     found, uniform = ladder(regularizers=(COST,)), torch.arange(N) < 8
     model, alone = shaken(found), shaken(found)
     needs = frozenset({Need.CLEAN, Need.RECONSTRUCTION})
