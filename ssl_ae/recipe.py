@@ -75,7 +75,7 @@ class Data(Section):
         None, description="packed into `path` on first use: a path, or the name of a data set such as digits"
     )
     labels: either(str, LabelBudget, LABELS) = Field("all", description=LABELS)
-    pseudo_labels: str | None = Field(
+    guesses: str | None = Field(
         None,
         description="Parquet file of `ssl-ae predict`: class probabilities of train rows, which some regularizers learn from",
     )

@@ -14,7 +14,7 @@ class PseudoLabels(ssl_ae.Regularizer):
     Pseudo-labels of Lee (2013, eq. 15) in the soft, weighted form: g = guess^power / sum guess^power (Berthelot et al. 2019,
     eq. 7, power = 1/T), and a row counts by the largest probability of its guess before that, as label propagation weighs
     by certainty (Iscen et al. 2019, eq. 11, there by entropy). Rows with a label, and rows without a guess, count 0; the mean
-    is over all rows. The guesses are `data.pseudo_labels`, a table of `ssl-ae predict`.
+    is over all rows. The guesses are `data.guesses`, a table of `ssl-ae predict`.
     """
 
     name = "pseudo_labels"
@@ -27,11 +27,12 @@ class PseudoLabels(ssl_ae.Regularizer):
     def penalty(self, trace: ssl_ae.Trace) -> Tensor:
         """(B,) in nats."""
         guess = trace.batch.guess
-        power = guess**self.config.power
-        sharp = power / power.sum(1, keepdim=True).clamp(min=1e-30)
-        weight = guess.amax(1) ** self.config.sure * (guess.sum(1) > 0)
-        loss = -(sharp * trace.p_y.logits).sum(1)
-        return (weight * loss).masked_fill(trace.batch.labeled, 0.0)
+        surest = guess.amax(1)
+        guessed = surest > 0
+        # divided first, because a large power of a small probability is 0
+        sharp = (guess / surest.where(guessed, 1.0)[:, None]) ** self.config.power
+        entropy = -(sharp / sharp.sum(1, keepdim=True).clamp(min=1.0) * trace.p_y.logits).sum(1)
+        return (surest**self.config.sure * entropy).where(guessed & ~trace.batch.labeled, 0.0)
 
     @classmethod
     def check(cls, config: ssl_ae.Config, recipe) -> list[str]:

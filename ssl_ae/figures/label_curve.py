@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from ssl_ae.figures.page import CLASS_COLORS, FAINT, INK, LEGEND, PAPER, counted, joined, page, style
+from ssl_ae.figures.page import CLASS_COLORS, FAINT, INK, LEGEND, PAPER, joined, page, style
 
 Points = Mapping[int, tuple[float, float, int]]  # {labels: (mean, deviation or NaN, draws)}
 MARKERS = "osD^vP*X"
@@ -28,7 +28,8 @@ def label_curve(
         raise ValueError("label_curve was given no point")
     share = axis in ("error", "accuracy")
     draws = max(count for points in lines.values() for _, _, count in points.values())
-    note = joined(detail, f"mean ± deviation over {counted(draws, 'draw')} of the labels", "dashed: controls")
+    spread = f"mean ± deviation over {draws} draws of the labels" if draws > 1 else "one draw of the labels"
+    note = joined(detail, spread, "dashed: controls" if controls else "")
     with page(path, 7.4, 4.2, title, note) as figure:
         axes = figure.add_subplot()
         style(axes)

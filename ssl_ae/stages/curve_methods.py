@@ -262,7 +262,8 @@ def _unique(methods: Sequence[OfRecipe]) -> list[OfRecipe]:
 def controls_of(resolved: Resolved, registry: Registry, source: str) -> list[Method]:
     """Everything that the methods have to beat."""
     task = resolved.card.y.task
-    heads = [e for e in registry.of_kind("head") if e.cls.fitted_at_once and e.cls.reads_unlabeled and task in e.cls.tasks]
+    fitted = [entry for entry in registry.of_kind("head") if entry.cls.fitted_at_once and task in entry.cls.tasks]
+    heads = [entry for entry in fitted if entry.cls.reads_unlabeled and not entry.cls.reads_samples]
     names = [entry.cls.name for entry in heads]
     controls: list[Method] = [*networks(resolved, registry, source), PcaLinear()]
     for entry in heads:

@@ -200,7 +200,7 @@ def fields_of(ws: Workspace, labels: Labels, origin: Workspace | None) -> dict[s
         "seed": tree["seed"],
         "data": {"card_sha256": ws.card.fingerprint, "scale": ws.resolved.scale},
         "labels": labels.digest,
-        "pseudo_labels": labels.guess_digest,
+        "guesses": labels.guess_digest,
         "model": tree["model"],
         "finetune": {name: value for name, value in tree["finetune"].items() if name not in unread},
         "precision": tree["precision"],

@@ -252,35 +252,42 @@ class Making:
 
     def write(self, tracker: Tracker | None) -> tuple[dict[str, Path], Report]:
         """Table, figure and text, to the user and to MLflow."""
-        from ssl_ae import figures
-
         report = self.report()
         comparisons = list(report.comparisons())
         verdicts = report.verdicts(comparisons)
         outputs = {"table": self.table, "figure": self.table.with_suffix(".png"), "text": self.table.with_suffix(".md")}
-        name, judged = self.ws.recipe.name, f"judged on the {self.rows_judged:,} rows of {self.curve.split}"
+        judged = f"judged on the {self.rows_judged:,} rows of {self.curve.split}"
+        title = f"Label curve of {self.ws.recipe.name}"
         with distributed.main_first() as main:
             if main:
                 self.write_table()
-                error = report.figure == "accuracy"
-                means = report.means("error" if error else None)
-                solid = {name: means[name] for name in report.methods}
-                dashed = {name: means[name] for name in report.controls}
-                axis = "error" if error else report.figure
-                figures.label_curve(outputs["figure"], solid, dashed, axis, f"Label curve of {name}", judged)
-                files.write_text(outputs["text"], report.markdown(f"Label curve of {name}, {judged}", comparisons, verdicts))
-                for name, by_count in report.means().items():
-                    for count, (mean, deviation, _) in by_count.items():
-                        values = {f"{self.curve.split}/{name}/{report.figure}": mean}
-                        values |= {} if np.isnan(deviation) else {f"{self.curve.split}/{name}/{report.figure}_sd": deviation}
-                        if tracker:
-                            tracker.metrics(values, count)
-                for path in outputs.values() if tracker else ():
-                    tracker.artifact(path)
-        columns, lines = report.table()
+                draw_figure(report, outputs["figure"], title, judged)
+                files.write_text(outputs["text"], report.markdown(f"{title}, {judged}", comparisons, verdicts))
+                if tracker:
+                    self.tell_means(report, tracker)
+                    for path in outputs.values():
+                        tracker.artifact(path)
         unit = " in %" if report.figure == "accuracy" else ""
-        self.ws.reporter.table(f"{report.figure}{unit} on {self.curve.split}, mean ± sd over draws of the labels", columns, lines)
-        self.ws.reporter.table("draw by draw", *report.compared_table(comparisons))
+        about = f"{report.figure}{unit} on {self.curve.split}, mean ± sd over draws of the labels"
+        self.ws.reporter.table(about, *report.table())
+        self.ws.reporter.table("draw by draw, method less control", *report.compared_table(comparisons))
         for verdict in verdicts:
             self.ws.reporter.warn(verdict)
         return outputs, report
+
+    def tell_means(self, report: Report, tracker: Tracker) -> None:
+        """Means and deviations over the draws as metrics: the step is the number of labels."""
+        for name, by_count in report.means().items():
+            for count, (mean, deviation, draws) in by_count.items():
+                metric = f"{self.curve.split}/{name}/{report.figure}"
+                tracker.metrics({metric: mean} | ({f"{metric}_sd": deviation} if draws > 1 else {}), count)
+
+
+def draw_figure(report: Report, path: Path, title: str, detail: str) -> None:
+    """Errors where there are classes: on a logarithmic axis they tell good methods apart, as accuracies near 1 do not."""
+    from ssl_ae import figures
+
+    axis = "error" if report.figure == "accuracy" else report.figure
+    means = report.means(axis)
+    methods, controls = ({name: means[name] for name in some} for some in (report.methods, report.controls))
+    figures.label_curve(path, methods, controls, axis, title, detail)

@@ -88,17 +88,17 @@ def with_guesses(ws: Workspace, labels: Labels) -> Labels:
     """
     check_guesses(ws.resolved)
     wanted = any(Need.GUESS in part.cls.needs for part in ws.resolved.regularizers)
-    return replace(labels, guess=read_guesses(ws, Path(ws.recipe.data.pseudo_labels))) if wanted else labels
+    return replace(labels, guess=read_guesses(ws, Path(ws.recipe.data.guesses))) if wanted else labels
 
 
 def check_guesses(resolved: Resolved, coming: bool = False) -> None:
     """Raises RecipeError where a regularizer learns from guesses and none are named, nor `coming` from a stage before."""
     eager = [part.full_name for part in resolved.regularizers if Need.GUESS in part.cls.needs]
-    training, named = resolved.recipe.finetune, resolved.recipe.data.pseudo_labels
+    training, named = resolved.recipe.finetune, resolved.recipe.data.guesses
     if eager and training.mode != "sequential" and named is None and not coming:
         raise RecipeError(
             f"regularizer {eager[0]} learns from the guesses of an earlier model. Name them: `ssl-ae predict RUN DATA --split "
-            "train --out FILE.parquet`, then --set data.pseudo_labels=FILE.parquet; or put the stage predict before this one."
+            "train --out FILE.parquet`, then --set data.guesses=FILE.parquet; or put the stage predict before this one."
         )
 
 
@@ -109,17 +109,17 @@ def read_guesses(ws: Workspace, path: Path) -> np.ndarray:
     wanted = ["key", *(f"p_{name}" for name in names)]
     if missing := [name for name in wanted if name not in columns]:
         raise DataError(
-            f"data.pseudo_labels = {path}: has no column {missing[0]!r}; expected the predictions of a classifier of these "
+            f"data.guesses = {path}: has no column {missing[0]!r}; expected the predictions of a classifier of these "
             f"{len(names)} classes, as `ssl-ae predict` writes them."
         )
     p = np.stack([columns[name] for name in wanted[1:]], axis=1).astype(np.float32)
     wrong = ~(np.isfinite(p).all(1) & (p >= 0).all(1) & (np.abs(p.sum(1) - 1) < 1e-3))
     if wrong.any():
         row = int(wrong.argmax())
-        raise DataError(f"data.pseudo_labels = {path}: row {row + 1} holds no probabilities of sum 1: {p[row].tolist()[:10]}.")
+        raise DataError(f"data.guesses = {path}: row {row + 1} holds no probabilities of sum 1: {p[row].tolist()[:10]}.")
     rows = rows_of(as_keys(keys), as_keys(columns["key"]))
     if not (rows >= 0).any():
-        raise DataError(f"data.pseudo_labels = {path}: none of its {len(p):,} keys is a train row of {ws.data.path}.")
+        raise DataError(f"data.guesses = {path}: none of its {len(p):,} keys is a train row of {ws.data.path}.")
     guess = np.zeros((len(keys), len(names)), np.float32)
     guess[rows >= 0] = p[rows[rows >= 0]]
     return guess

@@ -110,8 +110,8 @@ def run_stages(
     with distributed.process_group(recipe.device):
         check_all(plan, recipes, source, reporter, registry)
         for stage, chosen in zip(plan, recipes, strict=True):
-            if chain.guesses and chosen.data.pseudo_labels is None:
-                chosen = with_fields(chosen, {"data.pseudo_labels": str(chain.guesses)}, source)
+            if chain.guesses and chosen.data.guesses is None:
+                chosen = with_fields(chosen, {"data.guesses": str(chain.guesses)}, source)
             with open_workspace(chosen, run, source, reporter, registry, published) as ws:
                 options = {"restart": restart, "force": force} if stage.stage in RESTARTABLE else {}
                 outcomes.append(chain.make(stage.stage, ws, options))
