@@ -18,6 +18,8 @@ _HOMES = {
     "Regularizer": "components",
     "Head": "components",
     "TableHead": "components",
+    "Network": "components",
+    "Findings": "findings",
     "Shapes": "trace",
     "Batch": "trace",
     "Pass": "trace",

@@ -108,7 +108,7 @@ class Model(nn.Module):
         q = self.encoder(run.tap(x, "input"), run)
         mean = q.mean
         if self.conditional:
-            run = self._likeliest(run, q)
+            run = self._likeliest(run, q, x)
             mean = self.encoder(run.taps["input"], run).mean
         return q, self.decoder(run.tap(mean, CODE), run)[0]
 
@@ -117,7 +117,7 @@ class Model(nn.Module):
         run = Pass(self.decoder, self._perturbers(always=True))
         q = self.encoder(run.tap(x, "input"), run)
         if self.conditional and name not in run.taps:
-            run = self._likeliest(run, q)
+            run = self._likeliest(run, q, x)
             q = self.encoder(run.taps["input"], run)
         run.tap(q.mean, CODE)
         if name not in run.taps:
@@ -151,16 +151,16 @@ class Model(nn.Module):
         with frozen(self):
             return self.posterior(x)
 
-    def _likeliest(self, run: Pass, q: Distribution) -> Pass:
-        """The pass to go on with, under the likeliest label by the features q."""
+    def _likeliest(self, run: Pass, q: Distribution, x: Tensor) -> Pass:
+        """The pass to go on with, under the likeliest label by the features q of x."""
         seen = run.taps["input"]
-        weight = label_weights(Batch(seen), self._guess(q), self.encoder.shapes.classes)
+        weight = label_weights(Batch(seen), self._guess(q, x), self.encoder.shapes.classes)
         label = nn.functional.one_hot(weight.argmax(1), weight.shape[1]).to(weight.dtype)
         return Pass(self.decoder, run.regularizers, {"input": seen}, condition=label)
 
-    def _guess(self, q: Distribution) -> Distribution | None:
+    def _guess(self, q: Distribution, x: Tensor) -> Distribution | None:
         """q(y|x), where there is a head."""
-        return None if self.head is None else self.head(q.mean)
+        return None if self.head is None else self.p_y(q.mean, x)
 
     def _under_labels(
         self, trace: Trace, perturbers: Sequence[Regularizer], needs: frozenset[Need], learn: bool, step: Tensor | None
@@ -169,7 +169,7 @@ class Model(nn.Module):
         batch, seen, decoded = trace.batch, trace.taps["input"], needs & {Need.RECONSTRUCTION}
         if not needs & {Need.RECONSTRUCTION, Need.LABEL_SUM}:
             return {}
-        p_y = self._guess(trace.q) if trace.p_y is None else trace.p_y
+        p_y = self._guess(trace.q, batch.x) if trace.p_y is None else trace.p_y
         weight = label_weights(batch, p_y, self.encoder.shapes.classes)
         classes = weight.shape[1]
         one_hot = torch.eye(classes, dtype=weight.dtype, device=weight.device)

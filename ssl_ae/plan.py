@@ -91,7 +91,7 @@ class Plan:
 
 def passes(training: Training, rows: int, size: int) -> int:
     """Passes over so many rows in batches of `size`: as many as the recipe says, or as make `min_steps` steps."""
-    return max(training.epochs, math.ceil(Fraction(training.min_steps * size, rows)))
+    return max(training.epochs, (training.min_steps - 1) * size // rows + 1)
 
 
 AUTOENCODER = ("encoder.*", "decoder.*", "regularizers.*")

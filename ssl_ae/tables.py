@@ -102,6 +102,12 @@ def read_metadata(path: Path) -> dict[str, str]:
         return _text_metadata(pq.read_schema(path).metadata)
 
 
+def columns_of(path: Path) -> tuple[str, ...]:
+    """Names of a Parquet file's columns. Raises DataError for a file that is absent or damaged."""
+    with _readable(path):
+        return tuple(pq.read_schema(path).names)
+
+
 def footer_sha256(path: Path) -> str:
     """Of what says where the columns lie: pages have checksums, and the footer has none. Raises DataError."""
     with _readable(path), open(path, "rb") as file:

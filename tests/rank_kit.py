@@ -15,6 +15,7 @@ from ssl_ae.training import micro_batches
 X, Y = rows(29, labeled=0.3)
 WEIGHTS = {"name": "weights", "weight": 0.02}
 SIGMOID = {"name": "mlp", "widths": [11], "activation": "sigmoid", "code_activation": "sigmoid"}
+LABEL = {"name": "conditional_mlp", "widths": [11]}
 ADAMW = {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}
 
 
@@ -54,6 +55,9 @@ SCENARIOS = {
     "pretrain, layer by layer": scenario("pretrain", ema=0.9, slice_epochs=1, encoder={"name": "stack", "widths": [11]}),
     "pretrain, mean activity": scenario(
         "pretrain", regularizers=({"name": "sparse_kl", "layers": ["h*", "code"], "weight": 0.7},), extra=(), encoder=SIGMOID
+    ),
+    "joint, a label that is summed out": scenario(
+        "joint", extra=(), regularizers=({"name": "label_kl"},), encoder=LABEL | {"posterior": "point"}, decoder=LABEL
     ),
     "joint, batches that two ranks cannot halve": scenario("joint", batch_size=11),
     "joint, one part on one rank and two on the other": scenario("joint", batch_size=3),

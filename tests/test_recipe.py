@@ -132,7 +132,7 @@ def test_the_last_override_holds(path):
         ({**LEAST, "finetune": {"alpha": "-0.1"}}, 'a.yaml: finetune.alpha = "-0.1": expected greater than or equal to 0.'),
         (
             {**LEAST, "stages": ["pretrain", "tune"]},
-            'a.yaml: stages.1 = "tune": expected pretrain, extract, finetune or evaluate.',
+            'a.yaml: stages.1 = "tune": expected pretrain, extract, finetune, predict or evaluate.',
         ),
         (
             {**LEAST, "stages": [{"stage": "finetune", "sets": {}}]},

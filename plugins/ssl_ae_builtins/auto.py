@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 import ssl_ae
-from ssl_ae.components import Network
-from ssl_ae.findings import Findings
 from ssl_ae_builtins.forests import Forest
 from ssl_ae_builtins.heads import Softmax
 from ssl_ae_builtins.label_spreading import LEAST, LabelSpreading
@@ -53,7 +51,7 @@ class Auto(ssl_ae.TableHead):
     def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
         super().__init__(config, shapes)
         self.candidates = self._fresh()
-        self._findings: Findings | None = None
+        self._findings: ssl_ae.Findings | None = None
 
     def _fresh(self) -> nn.ModuleDict:
         return nn.ModuleDict({each.name: each.build(self.config, self.shapes) for each in CANDIDATES})
@@ -71,7 +69,7 @@ class Auto(ssl_ae.TableHead):
         """A linear softmax, which the latents of the network's own encoder leave to this head to keep."""
         return Softmax(Softmax.Config(), self.shapes) if self.config.network else None
 
-    def fit(self, z: Tensor, y: Tensor, x: Tensor, network: Network | None = None) -> None:
+    def fit(self, z: Tensor, y: Tensor, x: Tensor, network: ssl_ae.Network | None = None) -> None:
         """z (N, K), y (N,) with UNLABELED = -1, x (L, D) of the labelled rows; only the candidate that is taken is kept."""
         labels = y[y != ssl_ae.UNLABELED]
         self.candidates = self._fresh()  # what an earlier fit kept
@@ -86,7 +84,7 @@ class Auto(ssl_ae.TableHead):
         self.keep("taken", torch.tensor(place))
         self._findings = choice.findings({each.name for each in CANDIDATES if each.reads != "samples"})
 
-    def _choose(self, z: Tensor, y: Tensor, x: Tensor, labels: Tensor, network: Network | None) -> Choice:
+    def _choose(self, z: Tensor, y: Tensor, x: Tensor, labels: Tensor, network: ssl_ae.Network | None) -> Choice:
         if len(labels) > MOST:
             some = stratified(labels, -(-len(labels) // MOST), 1)[0] == 0
             y, x, labels = sparing(y, some), x[some], labels[some]
@@ -104,7 +102,7 @@ class Auto(ssl_ae.TableHead):
         p = self.candidates[taken.name].predict(READS[taken.reads](z, x)).probs
         return Categorical(probs=p + LEAST, validate_args=False)
 
-    def findings(self) -> Findings | None:
+    def findings(self) -> ssl_ae.Findings | None:
         return self._findings
 
 

@@ -156,7 +156,7 @@ class LadderDecoder(ssl_ae.Decoder):
         below = z.softmax(1) if self.config.top == "softmax" else z
         for level in range(top, -1, -1):
             name = f"z{level}" if level else "input"
-            mean, std = self.moments[level](below, run.learn)
+            mean, std = self.moments[level](below, run.learn, run.uniform)
             guess = self.combinators[level](run.taps[name].flatten(1), (below - mean) / std)
             if level:
                 guesses[name] = guess

@@ -27,11 +27,12 @@ class PseudoLabels(ssl_ae.Regularizer):
     def penalty(self, trace: ssl_ae.Trace) -> Tensor:
         """(B,) in nats."""
         guess = trace.batch.guess
-        power = guess**self.config.power
-        sharp = power / power.sum(1, keepdim=True).clamp(min=1e-30)
-        weight = guess.amax(1) ** self.config.sure * (guess.sum(1) > 0)
-        loss = -(sharp * trace.p_y.logits).sum(1)
-        return (weight * loss).masked_fill(trace.batch.labeled, 0.0)
+        surest = guess.amax(1)
+        guessed = surest > 0
+        # divided first, because a large power of a small probability is 0
+        sharp = (guess / surest.where(guessed, 1.0)[:, None]) ** self.config.power
+        entropy = -(sharp / sharp.sum(1, keepdim=True).clamp(min=1.0) * trace.p_y.logits).sum(1)
+        return (surest**self.config.sure * entropy).where(guessed & ~trace.batch.labeled, 0.0)
 
     @classmethod
     def check(cls, config: ssl_ae.Config, recipe) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ssl_ae.findings import Findings
+import ssl_ae
 
 FEWEST = 10  # labels that choose
 SURE = 1.0  # standard errors by which a candidate must be better than a simpler one
@@ -33,7 +33,7 @@ class Choice:
     losses: Mapping[str, Losses]  # of the candidates, simple ones first; empty where labels are too few
     reason: str = ""
 
-    def findings(self, of_latents: Set[str]) -> Findings:
+    def findings(self, of_latents: Set[str]) -> ssl_ae.Findings:
         """As users are told; `of_latents` are the candidates that read latents."""
         columns = ("head auto", "accuracy", "log-loss", "Brier score", "")
         rows = tuple(
@@ -57,7 +57,7 @@ class Choice:
             )
         said = (f"head auto took {shown(self.taken)}: {self.reason}.",) if self.losses else ()
         title = f"{self.labels:,} labels, held out in turn, mean ± standard error"
-        return Findings(title, columns, rows, said, tuple(warnings), metrics)
+        return ssl_ae.Findings(title, columns, rows, said, tuple(warnings), metrics)
 
 
 def too_few(y: Tensor, simplest: str) -> Choice | None:

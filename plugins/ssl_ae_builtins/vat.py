@@ -28,7 +28,11 @@ class Vat(ssl_ae.Regularizer):
     needs = frozenset({ssl_ae.Need.PREDICTION})
 
     class Config(ssl_ae.Config):
-        eps: float = Field(1.0, gt=0, description="norm of r, in units of the scaled sample; too large, it changes what x shows")
+        eps: float = Field(
+            1.0,
+            gt=0,
+            description="norm of r in the scaled sample: half the distance of near rows, say; larger changes what x shows",
+        )
         # the paper's 1e-6 is lost in float32's rounding: on a trained network of digits the cosine of the direction found with
         # the exact one is 0.3, with 0.01 0.94 to 0.998, with 0.1 0.996
         xi: float = Field(0.1, gt=0, description="norm at which the gradient is taken: small, but above float32's rounding")

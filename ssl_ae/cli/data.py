@@ -37,6 +37,10 @@ def pack(
     task: Annotated[
         str | None, typer.Option(metavar="TASK", help="classes, regression or multilabel; default: as the labels look.")
     ] = None,
+    draw: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", min=0, help="Of a run's latents: train rows are one draw of their code, not its mean."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another data set in OUT.")] = False,
     json: Json = False,
 ) -> None:
@@ -47,6 +51,7 @@ def pack(
     ssl-ae data pack downloads/mnist data/mnist           IDX files
     ssl-ae data pack table.csv data/table --label species CSV or Parquet
     ssl-ae data pack digits data/digits                   named data set
+    ssl-ae data pack runs/mnist-m1/latents data/codes     codes of a run
 
     \b
     Also .npz files and WebDataset shards made elsewhere. The same source gives the same bytes.
@@ -61,7 +66,7 @@ def pack(
         raise RecipeError(f"--task {task}: expected {listing(TASKS)}.{did_you_mean(task, TASKS)}")
     told = reporter()
     before = Card.load(out).fingerprint if (out / "card.json").exists() else None
-    options = PackOptions(label=label, key=key, size=_size(size), task=task)
+    options = PackOptions(label=label, key=key, size=_size(size), task=task, draw=draw)
     count = 0
 
     def progress(samples: int) -> None:

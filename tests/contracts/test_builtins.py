@@ -21,6 +21,7 @@ from ssl_ae_builtins import (
     mlp,
     noise,
     penalties,
+    pseudo_labels,
     sparse_coding,
     sparse_kl,
     stack,
@@ -82,6 +83,7 @@ CASES = [  # (class, options, partners it is tried beside where the kit's plain 
         for options in [{"threshold": 0.2}, {"threshold": 0.2, "target": "soft", "sharpen": 0.5, "align": True}]
     ),
     (vat.Vat, {}),
+    (pseudo_labels.PseudoLabels, {}),
     (noise.Dropout, {}),
     (noise.GaussianNoise, {}),
     (noise.MaskingNoise, {"layers": ["input", "h1"]}),

@@ -55,6 +55,35 @@ def test_packed_they_are_a_data_set_of_vectors(tmp_path):
     assert np.array_equal(data.labels("val"), tables["val"]["label"][rows])
 
 
+def test_train_rows_may_be_drawn(tmp_path):
+    """N(latent, latent_std^2), another draw for another seed; the other splits keep their means."""
+    std = np.full((23, K), 0.5, dtype=np.float32) * (np.arange(K) < 3)
+    place, tables = stored(tmp_path / "run", lambda n, random: np.arange(n) % 3, rows={"train": 23}, latent_std=std)
+    means = tables["train"]["latent"]
+    draws = np.stack([everything(opened(StoredLatents, place, draw=seed))[1] - means for seed in range(100)])
+    assert np.array_equal(everything(opened(StoredLatents, place, draw=7))[1] - means, draws[7])
+    assert not draws[..., 3:].any()
+    assert abs(draws[..., :3].mean()) < 4 * 0.5 / 6900**0.5  # 6,900 numbers
+    assert abs(draws[..., :3].std() - 0.5) < 4 * 0.5 / (2 * 6900) ** 0.5
+
+
+def test_rows_to_be_judged_by_are_not_drawn(tmp_path):
+    place, tables = stored(tmp_path / "run", lambda n, random: np.arange(n) % 3)
+    source = opened(StoredLatents, place, draw=0)
+    same = {split: np.array_equal(everything(source, split)[1], columns["latent"]) for split, columns in tables.items()}
+    assert same == {"train": False, "val": True, "test": True}
+
+
+def test_certain_codes_cannot_be_drawn(tmp_path):
+    place, tables = stored(tmp_path / "run", lambda n, random: np.arange(n) % 3)
+    part = latents.part_of(place / "train", 0)
+    columns = {name: column for name, column in tables["train"].items() if name != "latent_std"}
+    latents.write_part(part, columns, FACTS)
+    latents.finish(place / "train", 23, FACTS, "classes")
+    with pytest.raises(DataError, match="codes of its encoder are certain"):
+        opened(StoredLatents, place, draw=0)
+
+
 def test_targets_of_a_regression(tmp_path):
     place, tables = stored(tmp_path / "run", lambda n, random: random.normal(size=(n, 2)).astype(np.float32), task="regression")
     source = opened(StoredLatents, place)

@@ -121,6 +121,27 @@ def test_unlabelled_rows_teach_the_classifier(labeled, reached):
     assert all(p.grad.any() for part in (model.encoder.layers, model.decoder) for p in part.parameters())
 
 
+def test_the_gradient_is_that_of_the_whole_sum():
+    """Of q(y|x) as weight and in its entropy: central differences of the bound at the same draws."""
+    found = m2()
+    model, objective = fresh(found), plan_of(found, fresh(found), "alternate", feed_of(X, Y)).phases[0].objective
+
+    def loss():
+        torch.manual_seed(0)
+        batch = Batch(x=BATCH.x)
+        return objective.weigh(objective.shares(model(batch, objective.needs), count_rows([batch])), STEP)
+
+    (slope,) = torch.autograd.grad(loss(), model.head.linear.bias)
+    step, found_slope = 1e-5, torch.zeros(CLASSES, dtype=torch.float64)
+    with torch.no_grad():
+        for c in range(CLASSES):
+            for sign in (1, -1):
+                model.head.linear.bias[c] += sign * step
+                found_slope[c] += sign * loss() / (2 * step)
+                model.head.linear.bias[c] -= sign * step
+    torch.testing.assert_close(slope, found_slope, rtol=1e-6, atol=1e-8)
+
+
 # --- a bound, and when it is tight
 
 

@@ -335,3 +335,16 @@ def test_its_encoder_serves_other_decoders():
     found = resolved(model={"encoder": LADDER, "decoder": {"name": "mlp"}})
     assert found.decoder.config.widths == (11,)
     assert fresh(found).reconstruct(BATCH.x).mean.shape == (N, D)
+
+
+def test_extra_labelled_rows_do_not_move_the_others():
+    """Labelled and unlabelled rows are normalised apart, as in the authors' code: else size alone would tell them apart."""
+    found, uniform = ladder(regularizers=(COST,)), torch.arange(N) < 8
+    model, alone = shaken(found), shaken(found)
+    needs = frozenset({Need.CLEAN, Need.RECONSTRUCTION})
+    both = model(Batch(x=BATCH.x * torch.where(uniform, 1.0, 9.0)[:, None], uniform=uniform), needs)
+    few = alone(Batch(x=BATCH.x[:8]), needs)
+    for layer in ("z1", "z2", "z3"):
+        torch.testing.assert_close(both.clean[layer][:8], few.clean[layer])
+        torch.testing.assert_close(both.rebuilt[layer][:8], few.rebuilt[layer])
+    torch.testing.assert_close(weights(model), weights(alone))  # what is learnt for evaluation is the uniform rows' too

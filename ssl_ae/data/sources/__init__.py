@@ -28,6 +28,7 @@ class PackOptions:
     key: str | None = None  # column that holds the key (tables)
     size: tuple[int, int] | None = None  # height, width to which images are resized
     task: Task | None = None  # None: classes unless the label column holds fractions
+    draw: int | None = None  # seed of one draw of each train row's code, in place of its mean (latents)
 
     def allow(self, source: str, *names: str) -> None:
         """Raises DataError for an option that `source` would silently ignore."""
