@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 ROWS = 3000  # of a made table
 MOST_ROWS = 5000  # of covertype's 581,012
-SURE = 2.26  # standard errors: the 97.5 % point of Student's t with 9 degrees of freedom, for ten draws
 
 Table = tuple[np.ndarray, np.ndarray]  # x (N, D) float32, y (N,) int64
 
@@ -190,7 +190,7 @@ def row(name: str, count: int, cells: list[dict[str, Any]]) -> tuple[float, bool
     best = max(("logistic", "forest"), key=means.get)
     losses = [each[best] - each["auto"] for each in cells]
     regret, sd = statistics.mean(losses), statistics.stdev(losses) if len(losses) > 1 else float("nan")
-    worse = regret > SURE * sd / len(losses) ** 0.5
+    worse = regret > stats.t.ppf(0.975, len(losses) - 1) * sd / len(losses) ** 0.5  # Student's t over the draws, two-sided 5 %
     took = ", ".join(f"{model} {times}" for model, times in Counter(each["took"] for each in cells).most_common())
     shown = [f"{means[side]:.1f}" for side in ("logistic", "forest", "auto")]
     mark = " **worse**" if worse else ""
