@@ -24,7 +24,8 @@ class Distortion(ssl_ae.Regularizer):
     variance 1/3 for every pixel and axis, as U(-1, 1) has, and G_sigma is a Gaussian kernel of sum 1: d has alpha / (2 sqrt(3
     pi) sigma) pixels of standard deviation for sigma of a pixel and more. Simard et al. use alpha = 34 and sigma = 4 on images
     of 29 x 29, and uniform noise; ours is normal (until version 2 it was uniform), so that few numbers make a field of the same
-    means and covariances. The target stays undistorted.
+    means and covariances. With `side`, t and d are scaled to the image: `side: 28` distorts one of 8 x 8 pixels as much as one
+    of 28 x 28, seen from as far as makes them equally large. The target stays undistorted.
     """
 
     name = "distortion"
@@ -39,6 +40,12 @@ class Distortion(ssl_ae.Regularizer):
         shear: float = Field(5.0, ge=0, lt=90, description="largest angle by which upright lines lean, in degrees")
         alpha: float = Field(34.0, ge=0, description="strength of the elastic displacement, in pixels before smoothing")
         sigma: float = Field(4.0, gt=0, description="standard deviation of the smoothing, in pixels: larger bends more gently")
+        side: int | None = Field(
+            None,
+            ge=1,
+            description="pixels along the shorter side of the images that translation, alpha and sigma are meant for: on others "
+            "the same relative distortion; default: the images' own",
+        )
         border: Literal["zeros", "border", "reflection"] = Field(
             "zeros",
             description="what lies outside: 0 (right on a background of 0), the nearest pixel, or the image mirrored",
@@ -47,9 +54,12 @@ class Distortion(ssl_ae.Regularizer):
     def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
         super().__init__(config, shapes)
         self._sizes = tuple(shapes.x[1:])
+        self._unit = 1.0 if config.side is None else min(self._sizes) / config.side
+        # a displacement has alpha / sigma pixels, times a constant, and sigma of them are alike
+        self._alpha, self._sigma = config.alpha * self._unit**2, config.sigma * self._unit
         if config.alpha:  # on the device beforehand: a step that sends them there would wait
             for axis, size in zip(("down", "across"), self._sizes, strict=True):
-                self.register_buffer(axis, modes(size, config.sigma).float(), persistent=False)
+                self.register_buffer(axis, modes(size, self._sigma).float(), persistent=False)
 
     def perturb(self, h: Tensor, layer: str) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), computed in float32 where h is narrower."""
@@ -66,8 +76,8 @@ class Distortion(ssl_ae.Regularizer):
     def _bend(self, x: Tensor) -> Tensor:
         """d (B, 2, H, W)."""
         if tuple(x.shape[2:]) != self._sizes:  # a layer of feature maps
-            return displacements(x, self.config.alpha, *(modes(size, self.config.sigma) for size in x.shape[2:]))
-        return displacements(x, self.config.alpha, self.down, self.across)
+            return displacements(x, self._alpha, *(modes(size, self._sigma) for size in x.shape[2:]))
+        return displacements(x, self._alpha, self.down, self.across)
 
     def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A (B, 2, 2) and t (B, 2)."""
@@ -75,7 +85,7 @@ class Distortion(ssl_ae.Regularizer):
         config = self.config
         scale = torch.stack(rest[:2], dim=1) * config.log_scale
         linear = affine(angle * math.radians(config.rotation), shear * math.radians(config.shear), scale)
-        return linear, torch.stack(rest[2:], dim=1) * config.translation
+        return linear, torch.stack(rest[2:], dim=1) * (config.translation * self._unit)
 
     @classmethod
     def upgrade(cls, version: int, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ssl_ae.comparing import SURE, Paired, paired
 from ssl_ae.errors import listing
-from ssl_ae.stages.baselines import LABELS_ONLY, NETWORKS
+from ssl_ae.stages.baselines import NETWORKS
 from ssl_ae.stages.scoring import HEADLINE, better
 
 Row = dict[str, Any]  # labels, seed, method, and a number of each figure of merit
@@ -65,7 +65,7 @@ class Report:
         return found
 
     def comparisons(self) -> Iterator[Comparison]:
-        """Each method with the control that is best on average, and with the labels-only network."""
+        """Each method with the control that is best on average, and with the networks that saw no unlabelled row."""
         means = self.means()
         for count in self.labels:
             there = [name for name in self.controls if count in means[name]]
@@ -74,7 +74,7 @@ class Report:
             best = there[0]
             for name in there[1:]:
                 best = name if better(self.task, means[name][count][0], means[best][count][0]) else best
-            rivals = [best, *(name for name in there if name == LABELS_ONLY and name != best)]
+            rivals = [best, *(name for name in there if name in NETWORKS and name != best)]
             for method in self.methods:
                 yield from (self._compared(method, rival, count) for rival in rivals if count in means[method])
 

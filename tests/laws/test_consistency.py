@@ -227,7 +227,7 @@ def test_it_needs_classes_and_an_average():
 
 DISTORTION = {"name": "distortion", "rotation": 10, "translation": 0.5, "log_scale": 0.1, "shear": 5, "alpha": 4, "sigma": 2}
 TERMS = {
-    "consistency": [DISTORTION, {"name": "consistency", "threshold": 0.8}],
+    "consistency": [DISTORTION, {"name": "consistency", "threshold": 0, "target": "soft", "sharpen": 0.5, "align": True}],
     "vat": [{"name": "vat", "eps": 0.5}],
 }
 
@@ -247,8 +247,8 @@ def test_unlabelled_digits_help_a_network_of_three_labels_a_class(term):
         found = resolved(
             (1, 8, 8),
             Labels(task="classes", names=tuple("0123456789")),
-            model={"latent_dim": 32, "encoder": {"name": "mlp", "widths": [128]}, "regularizers": regularizers},
-            finetune={"ema": 0.99, "epochs": 30, "batch_size": 128, "optimizer": {"name": "adamw", "lr": 2e-3}},
+            model={"latent_dim": 64, "encoder": {"name": "mlp", "widths": [256]}, "regularizers": regularizers},
+            finetune={"ema": 0.99, "epochs": 40, "batch_size": 128, "optimizer": {"name": "adamw", "lr": 2e-3}},
         )
         for seed in (0, 1):
             known = np.full(len(y), -1)

@@ -278,6 +278,25 @@ def test_displacements_apply_the_modes_of_each_axis_to_normal_noise():
     np.testing.assert_allclose(field, expected, rtol=0, atol=1e-12)
 
 
+def test_with_side_the_distortion_is_relative_to_the_image():
+    """As a picture of twice the size: shifts and displacements are twice as many pixels, and smooth over twice as many."""
+    options = {"rotation": 0, "log_scale": 0, "shear": 0, "translation": 3, "alpha": 20, "sigma": 2, "side": 11}
+    shifts, spreads, reaches = [], [], []
+    for side in (11, 22):
+        distortion = Distortion(Distortion.Config(**options), Shapes((1, side, side), 5))
+        torch.manual_seed(0)
+        shifts.append(distortion._affine(torch.zeros(4001, 1, side, side))[1].abs().amax().item())
+        bend = distortion._bend(torch.zeros(4001, 1, side, side))
+        spreads.append(bend.std().item())
+        step = side // 11  # the same places of the picture
+        reaches.append(
+            (bend[:, :, 4 * step, 4 * step] * bend[:, :, 4 * step, 6 * step]).mean().item() / bend.square().mean().item()
+        )
+    assert shifts[1] / shifts[0] == pytest.approx(2, rel=1e-6)  # the same draws
+    assert spreads[1] / spreads[0] == pytest.approx(2, rel=0.02)  # alpha / sigma, times a constant: 4 / 2
+    assert reaches[1] == pytest.approx(reaches[0], abs=0.02)
+
+
 def test_distortion_of_a_layer_is_of_that_layer_s_size():
     """Feature maps are smaller than the sample; the field is made for them."""
     distortion, h = built(Distortion, **{**STILL, "alpha": 5.0, "sigma": 1.0}), images(3, 2, 4, 3)

@@ -25,6 +25,8 @@ def verdicts(found):
 def test_the_best_control_and_labels_only_are_what_counts():
     found = report(ours=[0.9, 0.9], labels_only=[0.5, 0.6], pca_one=[0.7, 0.8], pca_two=[0.8, 0.6])
     assert [comparison.control for comparison in found.comparisons()] == ["pca-one", "labels-only"]  # 0.75 against 0.7
+    found = report(ours=[0.9, 0.9], labels_only=[0.5, 0.6], labels_only_augmented=[0.6, 0.6], pca_one=[0.7, 0.8])
+    assert [comparison.control for comparison in found.comparisons()] == ["pca-one", "labels-only", "labels-only-augmented"]
     found = report(ours=[0.9, 0.9], labels_only=[0.8, 0.8], pca_one=[0.7, 0.8])
     assert [comparison.control for comparison in found.comparisons()] == ["labels-only"]
 
