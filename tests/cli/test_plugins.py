@@ -173,7 +173,7 @@ def test_check_a_component_that_keeps_the_contract(install):
     assert component["full_name"] == "zinc/zinc"
     assert {"builds", "row_law", "trains"} <= {check["name"] for check in component["checks"]}
     assert all(check == {"name": check["name"], "passed": True, "message": ""} for check in component["checks"])
-    assert call("plugins", "check", "zinc/zinc").stdout.startswith("ok      encoder zinc/zinc: 21 of 21 checks")
+    assert call("plugins", "check", "zinc/zinc").stdout.startswith("ok      encoder zinc/zinc: 22 of 22 checks")
 
 
 def test_check_says_which_check_failed_and_why(install):
@@ -184,7 +184,7 @@ def test_check_says_which_check_failed_and_why(install):
     install("noisy", noisy)
     answer = call("plugins", "check", "noisy")
     assert answer.code == 1
-    assert answer.stdout == "FAILED  encoder noisy/noisy: 20 of 21 checks\n"
+    assert answer.stdout == "FAILED  encoder noisy/noisy: 21 of 22 checks\n"
     assert "encoder Noisy breaks the contract (row_law)." in answer.stderr
     answer = call("plugins", "check", "noisy", "--json")
     assert answer.code == 1
@@ -330,11 +330,11 @@ def test_installed_packages_keep_the_contract(environment, name):
     run, _ = environment
     answer = run("-m", "ssl_ae", "plugins", "check", name)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout == f"ok      encoder {name}/{name}: 21 of 21 checks\n"
+    assert answer.stdout == f"ok      encoder {name}/{name}: 22 of 22 checks\n"
 
 
 def test_their_own_tests_pass(environment):
     run, packages = environment
     answer = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", packages, cwd=packages)
     assert answer.returncode == 0, answer.stdout
-    assert "42 passed" in answer.stdout
+    assert "44 passed" in answer.stdout

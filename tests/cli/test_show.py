@@ -11,7 +11,7 @@ from ssl_ae.registry import Registry
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("kl", "verbs penalty; over rows"),
+        ("kl", "verbs penalty; over rows; needs label_sum"),
         ("weights", "verbs penalty; over model"),
         ("sparse_kl", "verbs penalty; over step; needs step_mean"),
         ("contractive", "verbs penalty; over rows; needs clean"),

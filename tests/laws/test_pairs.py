@@ -50,6 +50,9 @@ ATOMS = "atoms are the columns of the linear decoder, and this encoder has its o
 ACTIVITY = "no layer has values in [0, 1], whose mean would be an activity"
 RUNGS = "only the ladder encoder has the layers that the ladder compares"
 COLUMNS = "pixels are no columns that mean the same in every row"
+UNLABELLED = "its decoder is one of the linear ones, which no label enters"
+OTHER_WALK = "the layers of q(z|x, y) exist once a label, and activities are means over the rows"
+LABELLED = "its decoder reads the label, and so is none of the linear ones, which have atoms"
 CONSTANT_CODE = "the code carries no gradient to the sample"
 IMPOSSIBLE = {
     **{(encoder, "kl"): POINT for encoder in ("stack", "sparse_coding", "lista", "ladder")},
@@ -57,6 +60,9 @@ IMPOSSIBLE = {
     **{(encoder, "sparse_kl"): ACTIVITY for encoder in ("linear", "factor_analysis", "sparse_coding", "lista")},
     **{(cls.name, "ladder"): RUNGS for cls in ENCODERS if cls.name != "ladder"},
     **{(cls.name, "column_swap"): COLUMNS for cls in ENCODERS},
+    **{(encoder, "label_kl"): UNLABELLED for encoder in ("factor_analysis", "sparse_coding")},
+    ("conditional_mlp", "sparse_kl"): OTHER_WALK,
+    ("conditional_mlp", "unit_norm"): LABELLED,
     ("sparse_coding", "contractive"): CONSTANT_CODE,
     ("sparse_coding", "vat"): CONSTANT_CODE,
 }
