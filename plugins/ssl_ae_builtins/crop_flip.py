@@ -14,9 +14,9 @@ from ssl_ae.errors import RecipeError
 
 
 class CropFlip(ssl_ae.Regularizer):
-    """A crop of the image's own size from the image with `padding` more on every side, mirrored left to right with odds `flip`.
+    """A crop of the image's own size from the padded image, mirrored left to right at odds (He et al. 2016, sec. 4.2).
 
-    He et al. 2016, sec. 4.2: 4 pixels and odds 1/2 on images of 32 x 32. Each row draws its own place, uniformly, and whether
+    There 4 pixels on every side and odds 1/2, on images of 32 x 32. Each row draws its own place, uniformly, and whether
     it is mirrored. The target stays as it was.
     """
 

@@ -81,10 +81,10 @@ class SaltPepper(ssl_ae.Regularizer):
 
 
 class ColumnSwap(ssl_ae.Regularizer):
-    """A fraction of the numbers of each row is replaced by the number that another row of the batch has in that column.
+    """A fraction of the numbers of each row is replaced by other rows' in the same column (VIME, Yoon et al. 2020, eq. 3).
 
-    m * x + (1 - m) * x_other, each number of x_other from a row of its own: a draw from the column's distribution that leaves
-    each column's own as it is (VIME, Yoon et al. 2020, eq. 3). For tables, whose columns have no common unit of noise. The
+    m * x + (1 - m) * x_other, each number of x_other from a row of the batch of its own: a draw from the column's distribution
+    that leaves each column's own as it is. For tables, whose columns have no common unit of noise. The
     target stays clean.
     """
 

@@ -9,12 +9,11 @@ import ssl_ae
 
 
 class PseudoLabels(ssl_ae.Regularizer):
-    """w(x) * -sum_c g_c log p(c|x) over unlabelled rows, with g the guess of an earlier model, sharpened, and w = max_c of it.
+    """w(x) * -sum_c g_c log p(c|x) over unlabelled rows, g a sharpened guess, w its certainty (soft form of Lee 2013, eq. 15).
 
-    Pseudo-labels of Lee (2013, eq. 15) in the soft, weighted form: g = guess^power / sum guess^power (Berthelot et al. 2019,
-    eq. 7, power = 1/T), and a row counts by the largest probability of its guess before that, as label propagation weighs
-    by certainty (Iscen et al. 2019, eq. 11, there by entropy). Rows with a label, and rows without a guess, count 0; the mean
-    is over all rows. The guesses are `data.guesses`, a table of `ssl-ae predict`.
+    g = guess^power / sum guess^power (Berthelot et al. 2019, eq. 7, power = 1/T). w = (max guess)^sure: rows count by certainty,
+    as in Iscen et al. 2019, eq. 11, where entropy says it. Rows with a label, and rows without a guess, count 0; the mean is
+    over all rows. The guesses are `data.guesses`, a table of `ssl-ae predict`.
     """
 
     name = "pseudo_labels"
