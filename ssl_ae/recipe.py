@@ -289,6 +289,18 @@ def with_fields(recipe: Recipe, fields: dict[str, Any], source: str = "recipe") 
     return parse(tree, source)
 
 
+def in_every_stage(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
+    """The recipe whose stages set these fields too, whatever else they set."""
+
+    def setting(entry: str | Stage | Rounds) -> Stage | Rounds:
+        if isinstance(entry, Rounds):
+            return entry.model_copy(update={"stages": tuple(map(setting, entry.stages))})
+        stage = entry if isinstance(entry, Stage) else Stage(stage=entry)
+        return stage.model_copy(update={"set": {**stage.set, **fields}})
+
+    return recipe.model_copy(update={"stages": tuple(map(setting, recipe.stages))}) if fields else recipe
+
+
 def to_yaml(tree: dict[str, Any]) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
 

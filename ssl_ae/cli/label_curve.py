@@ -16,7 +16,7 @@ from ssl_ae.cli.options import (
     Restart,
     Set,
     finish,
-    load,
+    load_for_stages,
     many_imports,
     reporter,
     run_folder,
@@ -76,7 +76,7 @@ def label_curve(
         raise RecipeError(f"--split {split}: expected {listing(('val', 'test'))}.{did_you_mean(split, ('val', 'test'))}")
     if wanted["methods"] == ():
         raise RecipeError(f"--methods {methods!r}: expected names of modes, such as sequential,joint.")
-    chosen = load(recipe, set_, {"pretrain.epochs": epochs, "finetune.epochs": epochs})
+    chosen = load_for_stages(recipe, set_, epochs)
     if nproc is not None:
         start_ranks(nproc, max_restarts, chosen, str(recipe))
         return

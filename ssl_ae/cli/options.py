@@ -65,6 +65,20 @@ def load(path: Path, sets: list[str] | None, fields: dict[str, Any] | None = Non
     return recipe.load(path, [*given, *(sets or [])])
 
 
+def load_for_stages(path: Path, sets: list[str] | None, epochs: int | None) -> Recipe:
+    """The recipe of a command that makes all its stages, each of which trains for so many epochs where they are given."""
+    from ssl_ae.recipe import in_every_stage
+
+    fields = passes(epochs, "pretrain", "finetune")
+    return in_every_stage(load(path, sets, fields), fields)
+
+
+def passes(epochs: int | None, *sections: str) -> dict[str, Any]:
+    """`--epochs` as fields of these sections: so many passes, also where the recipe wants more of small data."""
+    fields = {"epochs": epochs, "min_steps": 0}
+    return {} if epochs is None else {f"{section}.{name}": value for section in sections for name, value in fields.items()}
+
+
 def run_folder(recipe: Recipe, out: Path | None) -> Path:
     return out if out is not None else Path("runs") / recipe.name
 

@@ -21,7 +21,9 @@ from ssl_ae.cli.options import (
     Set,
     finish,
     load,
+    load_for_stages,
     many_imports,
+    passes,
     reporter,
     run_folder,
 )
@@ -57,7 +59,7 @@ def pretrain(
 
     Run the same command again to go on where it was stopped.
     """
-    chosen = load(recipe, set_, {"pretrain.epochs": epochs})
+    chosen = load(recipe, set_, passes(epochs, "pretrain"))
     if nproc is not None:
         start_ranks(nproc, max_restarts, chosen, str(recipe))
         return
@@ -141,7 +143,7 @@ def finetune(
     if len(chosen_modes) > 1:
         raise RecipeError(f"--{' and --'.join(chosen_modes)}: choose one mode at a time.")
     mode = chosen_modes[0] if chosen_modes else None
-    fields = {"finetune.mode": mode, "finetune.alpha": alpha, "finetune.epochs": epochs, "data.labels": budget(labels)}
+    fields = {"finetune.mode": mode, "finetune.alpha": alpha, "data.labels": budget(labels)} | passes(epochs, "finetune")
     chosen = load(recipe, set_, fields)
     if alpha is not None and chosen.finetune.mode != "joint":
         raise RecipeError(f"--alpha {alpha:g} has no effect in mode {chosen.finetune.mode}; it is the weight of l_X in --joint.")
@@ -233,7 +235,7 @@ def run(
     ssl-ae run pipelines/digits_demo.yaml
     ssl-ae run pipelines/mnist_vae.yaml --out runs/again
     """
-    chosen = load(recipe, set_, {"pretrain.epochs": epochs, "finetune.epochs": epochs})
+    chosen = load_for_stages(recipe, set_, epochs)
     if nproc is not None:
         start_ranks(nproc, max_restarts, chosen, str(recipe))
         return
