@@ -195,8 +195,8 @@ class Model(nn.Module):
         seen: Tensor | None = None,
     ) -> Trace:
         """`seen` is x with its noise, where an earlier walk has disturbed it."""
-        run = Pass(self.decoder, perturbers, labeled=batch.labeled, condition=condition, learn=learn, step=step)
-        run.uniform = batch.uniform
+        sides = {"labeled": batch.labeled, "uniform": batch.uniform, "step": step}
+        run = Pass(self.decoder, perturbers, condition=condition, learn=learn, **sides)
         q = self.encoder(run.tap(batch.x, "input") if seen is None else run.taps.setdefault("input", seen), run)
         encoded = dict(run.taps)
         first, *others = q.rsample(torch.Size([self.samples])) if self.samples > 1 else [q.rsample()]
@@ -208,8 +208,7 @@ class Model(nn.Module):
 
         def decode(z: Tensor, given: Tensor | None = None) -> Distribution:
             label = condition if given is None else given
-            again = Pass(self.decoder, perturbers, dict(encoded), batch.labeled, label, run.stats, learn=False, step=step)
-            again.uniform = batch.uniform
+            again = Pass(self.decoder, perturbers, dict(encoded), condition=label, stats=run.stats, learn=False, **sides)
             return self.decoder(z, again)[0]
 
         def step_mean(value: Tensor) -> Tensor:
@@ -302,7 +301,10 @@ def layers_of(model: Model, shapes: Shapes) -> list[str]:
 
 def check_layers(model: Model, shapes: Shapes) -> None:
     """Raises RecipeError for a regularizer on layers that the model does not have: it would do nothing, and nobody would know."""
-    layers = layers_of(model, shapes)
+    below = Model(
+        model.encoder, model.decoder, regularizers=model.regularizers
+    )  # a head may have to be fitted before it is asked
+    layers = layers_of(below, shapes)
     for i, regularizer in enumerate(model.regularizers):
         if not any(matches(layer, regularizer.layers) for layer in layers):
             raise RecipeError(

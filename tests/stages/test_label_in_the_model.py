@@ -54,3 +54,12 @@ def test_latents_of_a_run_are_packed_and_trained_on(recipe):
     answer = call("finetune", recipe(second, "second.yaml"), "--out", "m1m2", "--json")
     assert answer.code == 0, answer.stderr
     assert DataSet.open("codes").card.splits["val"].rows == 144
+
+
+def test_a_head_that_is_fitted_at_once_stands_on_the_features(recipe):
+    """It is not asked for q(y|x) before it was fitted."""
+    path = recipe(M2 | {"model.head": {"name": "logistic"}, "finetune": {"baselines": False}})
+    assert call("pretrain", path, "--out", "run").code == 0
+    answer = call("finetune", path, "--out", "run", "--json")
+    assert answer.code == 0, answer.stderr
+    assert 0 < answer.json["metrics"]["val/accuracy"] <= 1

@@ -78,9 +78,9 @@ class StoredLatents(Source):
         from ssl_ae import tables
 
         table = tables.read_parquet(path, columns)
-        wrong = [row for row, code in enumerate(table["latent"]) if not np.isfinite(code).all()] if "latent" in columns else []
-        if wrong:
-            raise DataError(f"{path}: row {wrong[0] + 1} has a latent that is not finite. Extract again.")
+        wrong = ~np.isfinite(table["latent"]).all(1) if "latent" in columns else np.zeros(1, bool)
+        if wrong.any():
+            raise DataError(f"{path}: row {int(wrong.argmax()) + 1} has a latent that is not finite. Extract again.")
         return table.columns
 
 
