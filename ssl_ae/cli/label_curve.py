@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ssl_ae.cli.options import (
+    EpochsOfAll,
     Json,
     MaxRestarts,
     Nproc,
@@ -47,9 +48,7 @@ def label_curve(
     ] = None,
     set_: Set = None,
     out: Out = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split, of every training.")
-    ] = None,
+    epochs: EpochsOfAll = None,
     restart: Restart = False,
     nproc: Nproc = None,
     max_restarts: MaxRestarts = 0,

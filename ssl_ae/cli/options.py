@@ -28,6 +28,9 @@ Out = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Run folder. Default: runs/NAME under the current folder.")
 ]
 Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split.")]
+EpochsOfAll = Annotated[
+    int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split, of every training stage.")
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw away what was made before and start over.")]
 Nproc = Annotated[int | None, typer.Option("--nproc", metavar="N", min=1, help="Start N ranks on this machine, one a GPU.")]
 MaxRestarts = Annotated[

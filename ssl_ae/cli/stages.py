@@ -10,6 +10,7 @@ import typer
 
 from ssl_ae.cli.options import (
     Epochs,
+    EpochsOfAll,
     Force,
     Json,
     MaxRestarts,
@@ -220,9 +221,7 @@ def run(
     recipe: RecipePath,
     set_: Set = None,
     out: Out = None,
-    epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split, of every training stage.")
-    ] = None,
+    epochs: EpochsOfAll = None,
     restart: Restart = False,
     force: Force = False,
     nproc: Nproc = None,
@@ -242,7 +241,10 @@ def run(
     with many_imports():
         from ssl_ae.stages.pipeline import run_stages
 
-    finish(run_stages(chosen, run_folder(chosen, out), str(recipe), reporter(), restart, force), json)
+    told = reporter()
+    outcome = run_stages(chosen, run_folder(chosen, out), str(recipe), told, restart, force)
+    told.table("files", ["", "place"], [[name, str(path)] for name, path in outcome.outputs.items()])
+    finish(outcome, json)
 
 
 def start_ranks(ranks: int, restarts: int, recipe: Recipe, source: str) -> None:

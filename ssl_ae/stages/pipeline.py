@@ -123,7 +123,6 @@ def run_stages(
     outputs |= {"run": run, **last.outputs}
     made = [outcome for outcome in outcomes if outcome.command != "evaluate"]  # which is quick, and never skipped
     done = bool(made) and all(outcome.status == "skipped" for outcome in made)
-    reporter.table("files", ["", "place"], [[name, str(path)] for name, path in outputs.items()])
     return Outcome(
         "run",
         run,
