@@ -17,6 +17,7 @@ from ssl_ae_builtins.consistency import Consistency
 from ssl_ae_builtins.contractive import Contractive
 from ssl_ae_builtins.conv import ConvDecoder, ConvEncoder
 from ssl_ae_builtins.crop_flip import CropFlip
+from ssl_ae_builtins.cutout import Cutout
 from ssl_ae_builtins.distortion import Distortion
 from ssl_ae_builtins.factor_analysis import FactorAnalysisDecoder, FactorAnalysisEncoder
 from ssl_ae_builtins.grayscale import Grayscale
@@ -71,6 +72,7 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
         ColumnSwap,
         Distortion,
         CropFlip,
+        Cutout,
         Mixup,
         Grayscale,
         SparseL1,

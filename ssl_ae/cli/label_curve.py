@@ -42,6 +42,9 @@ def label_curve(
             "default: what the recipe finetunes.",
         ),
     ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="Leave the controls out; the same command with them adds them later.")
+    ] = True,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="val or test: what methods are judged on.")] = "val",
     jobs: Annotated[
         int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes; default: one a core, or one a GPU.")
@@ -67,6 +70,7 @@ def label_curve(
         "labels": numbers("--labels", labels, at_least=1),
         "seeds": draws(seeds),
         "methods": tuple(filter(None, map(str.strip, methods.split(",")))) if methods is not None else None,
+        "controls": controls,
         "split": split,
         "jobs": jobs,
         "restart": restart,

@@ -56,6 +56,7 @@ class Wanted:
     labels: tuple[int, ...]
     seeds: tuple[int, ...]
     methods: tuple[str, ...] | None = None  # the recipe's own
+    controls: bool = True
     split: str = "val"
     jobs: int | None = None  # one a core, or one a GPU
     restart: bool = False
@@ -83,7 +84,7 @@ def label_curve(recipe: Recipe, run: Path, source: str, reporter: Reporter, want
 
 
 def check(curve: Curve, methods: Sequence[OfRecipe], wanted: Wanted, registry: Registry, reporter: Reporter) -> list[Method]:
-    """The controls. Raises for whatever a cell would refuse after an hour."""
+    """The controls that are wanted. Raises for whatever a cell would refuse after an hour."""
     data, resolved = open_data(curve.recipe, registry, curve.source, reporter)
     if data.card.y is None:
         raise DataError(f"{data.path} has no labels to draw from. Pack it with labels, or give `finetune` a file of them.")
@@ -102,7 +103,7 @@ def check(curve: Curve, methods: Sequence[OfRecipe], wanted: Wanted, registry: R
             f"{listing(few, 'and')} labels for {len(resolved.card.y.names)} classes: some classes have no label in such a draw, "
             "and their samples will be taken for others."
         )
-    return controls_of(resolved, registry, curve.source)
+    return controls_of(resolved, registry, curve.source) if wanted.controls else []
 
 
 def pretrain_once(curve: Curve, methods: Sequence[OfRecipe], reporter: Reporter, restart: bool) -> bool:
@@ -270,7 +271,8 @@ class Making:
         unit = " in %" if report.figure == "accuracy" else ""
         about = f"{report.figure}{unit} on {self.curve.split}, mean ± sd over draws of the labels"
         self.ws.reporter.table(about, *report.table())
-        self.ws.reporter.table("draw by draw, method less control", *report.compared_table(comparisons))
+        if comparisons:
+            self.ws.reporter.table("draw by draw, method less control", *report.compared_table(comparisons))
         for verdict in verdicts:
             self.ws.reporter.warn(verdict)
         return outputs, report

@@ -11,6 +11,7 @@ import torch
 from engine_kit import feed_of, fresh, part, resolved, rows, trainer_of
 from scipy import stats
 from ssl_ae_builtins.crop_flip import CropFlip
+from ssl_ae_builtins.cutout import Cutout
 from ssl_ae_builtins.mixup import Mixup, partners
 from ssl_ae_builtins.noise import ColumnSwap
 
@@ -72,6 +73,35 @@ def test_odds_of_a_flip():
 def test_crops_that_make_no_sense_are_refused(options, shape, complaint):
     with pytest.raises(RecipeError, match=complaint):
         resolved(shape, model={"regularizers": [{"name": "crop_flip", **options}]})
+
+
+# --- cutout
+
+
+def test_what_is_hidden_is_a_square_around_any_pixel():
+    """0.4 of 7 x 5 pixels is 3 x 2: a block that the edge cuts, around each of the 35 pixels equally often."""
+    x = images(1, *IMAGE) + 1
+    torch.manual_seed(0)
+    found = built(Cutout, IMAGE, side=0.4).perturb(x.expand(3500, *IMAGE), "input")
+    assert torch.equal(found.where(found != 0, x), x.expand_as(found))
+    hidden = found == 0
+    assert torch.equal(hidden, hidden[:, :1].expand_as(hidden))  # all channels alike
+    counts = dict.fromkeys(product(range(7), range(5)), 0)
+    blocks = {}
+    for row, column in counts:
+        block = np.zeros((7, 5), bool)
+        block[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 1] = True
+        blocks[block.tobytes()] = row, column
+    assert len(blocks) == 35
+    for row in hidden[:, 0].numpy():
+        counts[blocks[np.ascontiguousarray(row).tobytes()]] += 1
+    # each has odds 1/35: chi-square of 34 degrees of freedom
+    assert stats.chisquare(list(counts.values())).pvalue > 1e-4
+
+
+def test_vectors_have_no_squares():
+    with pytest.raises(RecipeError, match=r"cutout needs images \(C, H, W\), but a sample has shape \(7,\)\. Remove cutout"):
+        resolved(VECTOR, model={"regularizers": [{"name": "cutout"}]})
 
 
 # --- column swap
@@ -208,6 +238,7 @@ CORRUPTIONS = [
     ({"name": "column_swap", "fraction": 0.5}, VECTOR),
     ({"name": "distortion"}, IMAGE),
     ({"name": "crop_flip", "padding": 2}, IMAGE),
+    ({"name": "cutout"}, IMAGE),
 ]
 
 

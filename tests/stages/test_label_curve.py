@@ -177,6 +177,14 @@ def test_other_options_are_other_cells(curve):
     assert "pretrain.epochs: 2 -> 1" in refused.stderr
 
 
+def test_controls_may_come_later(curve):
+    words = ["--labels", "10,20", "--seeds", 2, "--jobs", 1]
+    alone = call("label-curve", "recipe.yaml", *words, "--no-controls", "--json")
+    assert (alone.json["controls"], alone.json["cells"]) == ([], 4)
+    assert "method less control" not in alone.stderr
+    assert call("label-curve", "recipe.yaml", *words, "--json").json["cells"] == 20
+
+
 def test_side_by_side_is_the_same_as_one_after_another(curve, here):
     before = table_of(curve)
     for cell in (curve / "cells").glob("*/labels-20-seed-1-*.json"):
