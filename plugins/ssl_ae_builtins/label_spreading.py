@@ -20,6 +20,7 @@ ALPHAS = (0.5, 0.9, 0.99)  # that `auto` tries
 SAFE_ALPHA = 0.9  # where labels are too few to choose by
 FOLDS = 5  # of the cross-validation: a class with fewer labels has none in some fold
 MOST_STEPS = 200  # that a label travels
+TRIAL_STEPS = 50  # before sharpening on trial: it forgets where it began
 STILL = 1e-4  # of a probability: what a step may still change in the end
 LEAST = 1e-6  # probability of the least likely class: a graph knows nothing for certain
 LEAST_WEIGHT = 1e-18  # of an edge, beside edges of at most 1: degrees and their products stay numbers in float32
@@ -151,14 +152,14 @@ def weights_of(cosines: Tensor, power: float) -> Tensor:
     return (cosines.clamp(min=LEAST) ** power).clamp(min=LEAST_WEIGHT)
 
 
-def spread(graph: Tensor, labels: Tensor, alpha: float) -> Tensor:
+def spread(graph: Tensor, labels: Tensor, alpha: float, steps: int = MOST_STEPS) -> Tensor:
     """F of S (N, N) and Y (N, c), (N, c) >= 0.
 
     By steps, not by solving (I - alpha S) F = (1 - alpha) Y: what is far from every label is tiny, and as all its terms are
     positive its proportions are right where a solver would leave them to rounding.
     """
     found = labels
-    for _ in range(MOST_STEPS):
+    for _ in range(steps):
         before, found = found, torch.add((1 - alpha) * labels, graph @ found, alpha=alpha)
         if alpha * (shares_of(found) - shares_of(before)).abs().max() < STILL * (1 - alpha):
             break
@@ -214,14 +215,15 @@ def chosen(graph: Tensor, y: Tensor, classes: int, alpha: float | str, sharpen: 
     if torch.unique(y[known], return_counts=True)[1].min() < FOLDS:
         return safe, 1.0
     fold, truth = folds(y[known]), y[known]
-    found = {}
-    for each in {safe, *ALPHAS} if alpha == "auto" else {safe}:
-        found[each] = likeliest(without_fold(graph, y, known, fold, classes, each), truth)
-    best = min(found, key=lambda each: float(found[each][0].mean()))
-    better = found[safe][0] - found[best][0]
-    if float(better.mean()) <= float(better.std() / len(better) ** 0.5):
-        best = safe
-    if sharpen:
+    best, found = safe, {}
+    if alpha == "auto":
+        for each in {safe, *ALPHAS}:
+            found[each] = likeliest(without_fold(graph, y, known, fold, classes, each), truth)
+        likely = min(found, key=lambda each: float(found[each][0].mean()))
+        better = found[safe][0] - found[likely][0]
+        if float(better.mean()) > float(better.std() / len(better) ** 0.5):
+            best = likely
+    if sharpen or not found:
         return best, likeliest(without_fold(graph, y, known, fold, classes, best, sharpen), truth)[1]
     return best, found[best][1]
 
@@ -252,7 +254,8 @@ def without_fold(graph: Tensor, y: Tensor, known: Tensor, fold: Tensor, classes:
     count = int(fold.max()) + 1
     labels = torch.zeros(len(y), count, classes)
     labels[known, fold, y[known]] = 1
-    mass = spread(graph, labels.flatten(1), alpha).unflatten(1, (count, classes))  # (N, folds, C)
+    steps = TRIAL_STEPS if sharpen else MOST_STEPS
+    mass = spread(graph, labels.flatten(1), alpha, steps).unflatten(1, (count, classes))  # (N, folds, C)
     found = torch.empty(len(known), classes)
     for number in range(count):
         others, held = torch.arange(count) != number, fold == number
