@@ -104,6 +104,17 @@ def pretrained(finetuned) -> Path:
     return finetuned
 
 
+@pytest.fixture(scope="module")
+def unseen_pictures():
+    """For modules that look at no picture: half of what their commands would do is layout. One pixel is saved for each."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (1, 1)).save(path, format="png"))
+        yield
+
+
 @pytest.fixture
 def drawn(monkeypatch) -> list:
     """The matplotlib figures saved during the test: what they say can be read off their objects, not off the pixels."""
