@@ -9,8 +9,8 @@ from command_line import call
 COMMON = {"command", "run", "status", "outputs", "metrics", "mlflow_run_id", "warnings"}
 
 
-@pytest.fixture(scope="session")
-def answers(finished, digits, tmp_path_factory) -> dict[str, dict]:
+@pytest.fixture(scope="module")
+def answers(finished, digits, tmp_path_factory, unseen_pictures) -> dict[str, dict]:
     """What each command answers in a finished run."""
     folder = tmp_path_factory.mktemp("json")
     recipe = finished.parents[1] / "recipe.yaml"
