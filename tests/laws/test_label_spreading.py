@@ -200,6 +200,18 @@ def test_unlabelled_rows_bend_the_boundary():
     assert (one.predict(z).probs.argmax(1) == ring).float().mean() > 0.95
 
 
+@pytest.mark.parametrize("sharpen", [0, 3])
+def test_rows_that_are_near_nothing_are_equally_near_to_all(sharpen):
+    """Three directions 120 degrees apart: each cosine is negative, and its least positive number to the 12th is 0 in float32."""
+    angle = torch.arange(3) / 3 * 2 * torch.pi
+    z = torch.zeros(3, K)
+    z[:, 0], z[:, 1] = angle.cos(), angle.sin()
+    one = head(k=2, power=12.0, sharpen=sharpen)
+    one.fit(z, torch.tensor([0, 1, -1]))
+    torch.testing.assert_close(one.p[2], torch.tensor([0.5, 0.5, 0.0]), atol=1e-4, rtol=0)
+    assert one.predict(-z).probs.isfinite().all()
+
+
 @pytest.mark.parametrize("prior", ["none", "uniform", "labels", (0.2, 0.3, 0.5)])
 def test_degenerate_tables(prior):
     """One class, one label, twins, a row of zeros, fewer rows than neighbours: finite probabilities that sum to one."""
