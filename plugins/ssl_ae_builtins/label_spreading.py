@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
-import hashlib
-import warnings
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.distributions import Categorical, Distribution
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import one_hot
 
 import ssl_ae
-from ssl_ae.neighbours import largest_products
+from ssl_ae_builtins.label_graph import METRICS, graph_of, nearest
 
-ALPHAS = (0.5, 0.9, 0.99)  # that `auto` tries
-SAFE_ALPHA = 0.9  # where labels are too few to choose by
+ALPHAS, NEIGHBOURS = (0.5, 0.9, 0.99), (5, 10, 20)  # that `auto` tries, beside every metric
+SAFE_ALPHA, SAFE_K, SAFE_METRIC = 0.9, 10, "cosine"  # where labels are too few to choose by
 FOLDS = 5  # of the cross-validation: a class with fewer labels has none in some fold
 MOST_STEPS = 200  # that a label travels
 TRIAL_STEPS = 50  # before sharpening on trial: it forgets where it began
 STILL = 1e-4  # of a probability: what a step may still change in the end
 LEAST = 1e-6  # probability of the least likely class: a graph knows nothing for certain
-LEAST_WEIGHT = 1e-18  # of an edge, beside edges of at most 1: degrees and their products stay numbers in float32
 DIFFUSION, SHARPNESS = 5, 4  # steps of a round of sharpening, and the power that ends it
 EXPONENTS = 2.0 ** torch.linspace(-4, 6, 81)
-GRAPHS = 2  # that a process remembers: who fits many draws of labels to the same latents waits for their neighbours once
 
 Share = Annotated[float, Field(gt=0)]
+
+
+class Setting(NamedTuple):
+    """What cross-validation may choose."""
+
+    metric: str
+    k: int
+    alpha: float
 
 
 class LabelSpreading(ssl_ae.TableHead):
     """F <- alpha S F + (1 - alpha) Y over a graph of nearest latents, to its limit (Zhou et al. 2004, sec. 2).
 
-    A_ij = cos(z_i, z_j)^power over centred latents where j is among the k nearest of i, W = A + A', S = D^-1/2 W D^-1/2, and Y
-    has a 1 for each label; 200 steps at most. Rows of F divided by their sums are the probabilities of the train rows. With a
+    A_ij = similarity(z_i, z_j)^power over centred latents where j is among the k nearest of i, W = A + A', S = D^-1/2 W D^-1/2,
+    and Y has a 1 for each label; 200 steps at most. The similarity is the cosine, or exp(-|z_i - z_j|^2 / s_i^2) with s_i the
+    distance of the k-th neighbour. Rows of F divided by their sums are the probabilities of the train rows. With a
     `prior`, rows and columns are scaled in turn until every class has its share of the rows (Sinkhorn 1967). A new sample is
     the weighted vote of its k nearest train rows (Delalleau et al. 2005, eq. 6), so no other new sample has a say in it.
 
@@ -43,17 +50,23 @@ class LabelSpreading(ssl_ae.TableHead):
     edges (threshold dynamics: Merkurjev et al. 2013, alg. 1, with a soft threshold). Which row of a cluster has the label then
     matters little: on MNIST 100 labels err on 1.89 +- 0.01 % of the train rows over 8 draws, without on 2.2 +- 0.2 %.
 
-    Where each class with labels has five, alpha is chosen by 5-fold cross-validation on the labels (before sharpening), and
-    probabilities are calibrated: raised to the power that makes held-out labels likeliest (Guo et al. 2017, sec. 4.2). The
-    default holds unless another alpha is better by more than the standard error of the difference.
+    Where each class with labels has five, what is `auto` is chosen by 5-fold cross-validation on the labels (before sharpening),
+    and probabilities are calibrated: raised to the power that makes held-out labels likeliest (Guo et al. 2017, sec. 4.2). The
+    safe setting holds unless another is better by more than the standard error of the difference.
     """
 
     name = "label_spreading"
     reads_unlabeled = True
 
     class Config(ssl_ae.Config):
-        k: int = Field(10, ge=1, description="nearest latents that a row is joined to")
-        power: float = Field(4.0, gt=0, description="of the cosine: a larger one listens to the nearest alone")
+        k: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+            10,
+            description=f"nearest latents a row is joined to; auto: by cross-validation among {NEIGHBOURS}, else {SAFE_K}",
+        )
+        metric: Literal["cosine", "euclidean", "auto"] = Field(
+            "cosine", description=f"by which latents are near; auto: by cross-validation, else {SAFE_METRIC}"
+        )
+        power: float = Field(4.0, gt=0, description="of the similarity: a larger one listens to the nearest alone")
         alpha: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = Field(
             "auto", description=f"how far labels travel; auto: by cross-validation among {ALPHAS}, else {SAFE_ALPHA}"
         )
@@ -67,40 +80,44 @@ class LabelSpreading(ssl_ae.TableHead):
         known = y != ssl_ae.UNLABELED
         labels = torch.zeros(len(y), self.shapes.classes)
         labels[known] = one_hot(y[known], self.shapes.classes).float()
-        center, unit, graph = self._graph(z)
-        alpha, exponent = chosen(graph, y, self.shapes.classes, self.config.alpha, self.config.sharpen)
+        center = z.mean(0)
+        graph, setting, exponent = self._chosen(z - center, y)
         shares = labels.sum(0) / labels.sum()
-        mass = sharpened(graph, labels, spread(graph, labels, alpha), self.config.sharpen)
+        mass = sharpened(graph, labels, spread(graph, labels, setting.alpha), self.config.sharpen)
         p = calibrated(probabilities(mass, shares), exponent)
         if self.config.prior != "none":
             p = balanced(p, self._prior(shares))
-        for name, value in {"center": center, "unit": unit, "p": p, "alpha": torch.tensor(alpha)}.items():
-            self.keep(name, value)
+        self.keep("center", center)
+        self.keep("codes", METRICS[setting.metric].codes(z - center))
+        self.keep("p", p)
+        self.keep("metric", torch.tensor([*METRICS].index(setting.metric)))
+        self.keep("k", torch.tensor(setting.k))
 
     def predict(self, z: Tensor) -> Distribution:
         """(B, K) -> Categorical, (B,)."""
-        cosines, rows = largest_products(self.unit, normalize(z.float() - self.center, dim=1), min(self.config.k, len(self.unit)))
-        weight = weights_of(cosines, self.config.power)
+        metric = [*METRICS][int(self.metric)]
+        weight, rows = nearest(self.codes, z.float() - self.center, metric, int(self.k), self.config.power)
         votes = (self.p[rows] * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True)
         return Categorical(probs=votes + LEAST, validate_args=False)
 
     def held_out(self, z: Tensor, y: Tensor, folds: Tensor) -> Tensor:
         """Probabilities of labelled rows when their fold is held out, (R, L, C), for folds (R, L): R ways to hold rows out.
 
-        alpha and calibration are those that all labels choose, without the prior.
+        The setting and calibration are those that all labels choose, without the prior.
         """
-        _, _, graph = self._graph(z)
+        graph, setting, exponent = self._chosen(z - z.mean(0), y)
         known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
-        sharpen = self.config.sharpen
-        alpha, exponent = chosen(graph, y, self.shapes.classes, self.config.alpha, sharpen)
-        parts = [without_fold(graph, y, known, fold, self.shapes.classes, alpha, sharpen) for fold in folds]
+        parts = [without_fold(graph, y, known, fold, self.shapes.classes, setting.alpha, self.config.sharpen) for fold in folds]
         return torch.stack([calibrated(p, exponent) for p in parts])
 
-    def _graph(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean of the latents (K,), what points from it to each, (N, K), and S (N, N)."""
-        center = z.float().mean(0)
-        unit = normalize(z.float() - center, dim=1)
-        return center, unit, graph_of(unit, self.config.k, self.config.power)
+    def _chosen(self, z: Tensor, y: Tensor) -> tuple[Tensor, Setting, float]:
+        """What the labels choose for centred latents (N, K): S (N, N), its setting, and the exponent that calibrates it."""
+
+        def graph(setting: Setting) -> Tensor:
+            return graph_of(z, setting.metric, setting.k, self.config.power)
+
+        setting, exponent = chosen(graph, y, self.shapes.classes, settings_of(self.config), self.config.sharpen)
+        return graph(setting), setting, exponent
 
     def _prior(self, labels: Tensor) -> Tensor:
         """(C,), summing to 1 over the classes that have labels: no other has any mass to scale."""
@@ -115,41 +132,6 @@ class LabelSpreading(ssl_ae.TableHead):
         if isinstance(config.prior, tuple) and len(config.prior) != classes:
             return [f"model.head.prior has {len(config.prior)} numbers: expected {classes}, one a class."]
         return []
-
-
-_graphs: dict[tuple[str, int, float], Tensor] = {}
-
-
-def graph_of(unit: Tensor, k: int, power: float) -> Tensor:
-    """`joined`, from memory where it was asked for these vectors before."""
-    key = (hashlib.sha256(unit.cpu().numpy()).hexdigest(), k, power)
-    if key not in _graphs:
-        graph = joined(unit, k, power)
-        for oldest in [*_graphs][: len(_graphs) - GRAPHS + 1]:
-            del _graphs[oldest]
-        _graphs[key] = graph
-    return _graphs[key]
-
-
-def joined(unit: Tensor, k: int, power: float) -> Tensor:
-    """S of the graph of unit vectors (N, K), sparse (N, N): symmetric, with eigenvalues from -1 to 1."""
-    rows = len(unit)
-    cosines, near = largest_products(unit, unit, min(k + 1, rows))
-    other = near != torch.arange(rows)[:, None]
-    other[other.all(1), -1] = False  # a row that is not among the nearest to itself has too many twins
-    start = torch.arange(rows)[:, None].expand_as(near)[other]
-    end, weight = near[other], weights_of(cosines[other], power)
-    both = torch.stack([torch.cat([start, end]), torch.cat([end, start])])
-    degree = torch.zeros(rows).index_add_(0, both[0], weight.repeat(2))
-    scaled = weight.repeat(2) / (degree[both[0]] * degree[both[1]]).sqrt()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse ")  # that torch calls this format young
-        return torch.sparse_coo_tensor(both, scaled, (rows, rows), check_invariants=False).coalesce().to_sparse_csr()
-
-
-def weights_of(cosines: Tensor, power: float) -> Tensor:
-    """cos^power; where nothing is near, all are equally far."""
-    return (cosines.clamp(min=LEAST) ** power).clamp(min=LEAST_WEIGHT)
 
 
 def spread(graph: Tensor, labels: Tensor, alpha: float, steps: int = MOST_STEPS) -> Tensor:
@@ -208,24 +190,37 @@ def balanced(p: Tensor, prior: Tensor, steps: int = 100) -> Tensor:
     return p
 
 
-def chosen(graph: Tensor, y: Tensor, classes: int, alpha: float | str, sharpen: int = 0) -> tuple[float, float]:
-    """alpha, and the exponent that calibrates it, by cross-validation over the labels y (N,)."""
+def settings_of(config: LabelSpreading.Config) -> list[Setting]:
+    """Those that are to be compared, the safe one first."""
+
+    def tried(value: str | float, safe: str | float, among: Sequence[str | float]) -> list[str | float]:
+        return [safe, *(each for each in among if each != safe)] if value == "auto" else [value]
+
+    metrics = tried(config.metric, SAFE_METRIC, [*METRICS])
+    neighbours, alphas = tried(config.k, SAFE_K, NEIGHBOURS), tried(config.alpha, SAFE_ALPHA, ALPHAS)
+    return [Setting(*each) for each in product(metrics, neighbours, alphas)]  # settings of one graph after one another
+
+
+def chosen(
+    graph: Callable[[Setting], Tensor], y: Tensor, classes: int, settings: Sequence[Setting], sharpen: int = 0
+) -> tuple[Setting, float]:
+    """The setting, and the exponent that calibrates it, by cross-validation over the labels y (N,) on its graph S (N, N)."""
     known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
-    safe = SAFE_ALPHA if alpha == "auto" else float(alpha)
+    best = settings[0]
     if torch.unique(y[known], return_counts=True)[1].min() < FOLDS:
-        return safe, 1.0
+        return best, 1.0
     fold, truth = folds(y[known]), y[known]
-    best, found = safe, {}
-    if alpha == "auto":
-        for each in {safe, *ALPHAS}:
-            found[each] = likeliest(without_fold(graph, y, known, fold, classes, each), truth)
+
+    def tried(each: Setting, sharpen: int = 0) -> tuple[Tensor, float]:
+        return likeliest(without_fold(graph(each), y, known, fold, classes, each.alpha, sharpen), truth)
+
+    found = {each: tried(each) for each in settings} if len(settings) > 1 else {}
+    if found:
         likely = min(found, key=lambda each: float(found[each][0].mean()))
-        better = found[safe][0] - found[likely][0]
+        better = found[best][0] - found[likely][0]
         if float(better.mean()) > float(better.std() / len(better) ** 0.5):
             best = likely
-    if sharpen or not found:
-        return best, likeliest(without_fold(graph, y, known, fold, classes, best, sharpen), truth)[1]
-    return best, found[best][1]
+    return best, (tried(best, sharpen) if sharpen or not found else found[best])[1]
 
 
 def folds(y: Tensor) -> Tensor:

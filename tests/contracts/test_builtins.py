@@ -101,6 +101,7 @@ CASES = [  # (class, options, partners it is tried beside where the kit's plain 
     (heads.BernoulliHead, {}),
     (table_heads.Logistic, {}),
     *((label_spreading.LabelSpreading, {"prior": prior}) for prior in ("none", "uniform", "labels")),
+    (label_spreading.LabelSpreading, {"metric": "auto", "k": "auto", "sharpen": 2}),
     *((auto.Auto, {"trees": 13, "network": network}) for network in (False, True)),
     *((table_heads.Knn, {"metric": metric}) for metric in ("euclidean", "cosine", "manhattan")),
     *((entry.cls, {}) for entry in Registry.discover().of_kind("source")),

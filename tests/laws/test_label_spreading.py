@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 from sklearn import semi_supervised
+from ssl_ae_builtins import label_graph
 from ssl_ae_builtins import label_spreading as rooms
-from ssl_ae_builtins.label_spreading import LabelSpreading, balanced, calibrated, chosen, folds, joined, sharpened, spread
+from ssl_ae_builtins.label_graph import joined
+from ssl_ae_builtins.label_spreading import LabelSpreading, balanced, calibrated, chosen, folds, settings_of, sharpened, spread
 
 from ssl_ae.trace import Shapes
 
@@ -33,7 +36,7 @@ def by_hand(z, k, power):
     np.fill_diagonal(cosines, -2)
     near = np.zeros_like(cosines)
     for i, row in enumerate(np.argsort(-cosines, axis=1)[:, :k]):
-        near[i, row] = np.clip(cosines[i, row], rooms.LEAST, None) ** power
+        near[i, row] = np.clip(cosines[i, row], label_graph.LEAST_SIMILARITY, None) ** power
     return near + near.T
 
 
@@ -41,8 +44,8 @@ def labels_of(y):
     return torch.nn.functional.one_hot(y.clamp(min=0), C).float() * (y >= 0)[:, None]
 
 
-def graph_of(z, k=5, power=3.0):
-    return joined(torch.nn.functional.normalize(z - z.mean(0), dim=1), k, power)
+def graph_of(z, k=5, power=3.0, metric="cosine"):
+    return joined(z - z.mean(0), metric, k, power)
 
 
 @pytest.mark.parametrize(("k", "power"), [(1, 1.0), (5, 3.0), (300, 2.0)])
@@ -51,6 +54,37 @@ def test_the_graph_is_the_normalised_symmetric_one(k, power):
     weights = by_hand(z, k, power)
     degree = weights.sum(1)
     np.testing.assert_allclose(graph_of(z, k, power).to_dense(), weights / np.sqrt(np.outer(degree, degree)), atol=1e-5)
+
+
+def test_the_euclidean_graph_has_a_local_scale():
+    """exp(-d^2 / s_i^2)^power with s_i the distance of the k-th neighbour, by scipy's distances."""
+    z, _, _ = rows()
+    distances = cdist(z.double(), z.double())
+    np.fill_diagonal(distances, np.inf)
+    weights = np.zeros((N, N))
+    for i, row in enumerate(distances):
+        near = row.argsort()[:5]
+        weights[i, near] = np.exp(-3.0 * (row[near] / row[near[-1]]) ** 2)
+    weights += weights.T
+    degree = weights.sum(1)
+    found = graph_of(z, metric="euclidean").to_dense()
+    np.testing.assert_allclose(found, weights / np.sqrt(np.outer(degree, degree)), atol=1e-4)
+
+
+def test_labels_choose_metric_and_neighbours():
+    """Two rings around one middle: directions say nothing, distances do."""
+    angle = torch.arange(120) / 120 * 2 * torch.pi
+    ring = torch.arange(240) // 120
+    z = torch.zeros(240, K)
+    z[:, 0], z[:, 1] = (1 + ring) * angle.repeat(2).cos(), (1 + ring) * angle.repeat(2).sin()
+    y = torch.where(torch.arange(240) % 4 == 0, ring, -1)
+    one = head(2, metric="auto", k="auto")
+    one.fit(z, y)
+    assert [*label_graph.METRICS][int(one.metric)] == "euclidean"
+    assert (one.predict(z).probs.argmax(1) == ring).float().mean() > 0.99
+    fixed = head(2)
+    fixed.fit(z, y)
+    assert (fixed.predict(z).probs.argmax(1) == ring).float().mean() < 0.9
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.9])
@@ -153,12 +187,15 @@ def test_cross_validation_is_spreading_without_the_fold(alpha, sharpen):
 
 
 def test_few_labels_choose_nothing():
-    z, y, _ = rows()
+    _, y, _ = rows()
     few = torch.full_like(y, -1)
     for c in range(C):
         few[torch.nonzero(y == c)[: rooms.FOLDS - 1, 0]] = c
-    assert chosen(graph_of(z), few, C, "auto") == (rooms.SAFE_ALPHA, 1.0)
-    assert chosen(graph_of(z), few, C, 0.3) == (0.3, 1.0)
+    safe = (rooms.SAFE_METRIC, rooms.SAFE_K, rooms.SAFE_ALPHA)
+    everything = LabelSpreading.Config(k="auto", metric="auto", alpha="auto")
+    assert len(settings_of(everything)) == 18
+    assert chosen(None, few, C, settings_of(everything)) == (safe, 1.0)
+    assert chosen(None, few, C, settings_of(LabelSpreading.Config(alpha=0.3, k=4))) == (("cosine", 4, 0.3), 1.0)
 
 
 def test_calibration_makes_unseen_labels_likelier(monkeypatch):
@@ -166,7 +203,7 @@ def test_calibration_makes_unseen_labels_likelier(monkeypatch):
     z, y, truth = rows(2003, labeled=0.1)
     one, raw = head(alpha=0.99), head(alpha=0.99)
     one.fit(z, y)
-    monkeypatch.setattr(rooms, "chosen", lambda graph, y, classes, alpha, sharpen: (alpha, 1.0))
+    monkeypatch.setattr(rooms, "chosen", lambda graph, y, classes, settings, sharpen: (settings[0], 1.0))
     raw.fit(z, y)
     losses = [-found.predict(z).log_prob(truth)[y < 0].mean() for found in (one, raw)]
     assert losses[0] < 0.9 * losses[1]
@@ -180,7 +217,7 @@ def test_a_prediction_is_the_vote_of_the_nearest():
     unit = torch.nn.functional.normalize(new - z.mean(0), dim=1)
     cosines = unit @ torch.nn.functional.normalize(z - z.mean(0), dim=1).T
     near = cosines.argsort(dim=1, descending=True)[:, :5]
-    weight = cosines.gather(1, near).clamp(min=rooms.LEAST) ** 3
+    weight = cosines.gather(1, near).clamp(min=label_graph.LEAST_SIMILARITY) ** 3
     votes = (one.p[near] * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True) + rooms.LEAST
     torch.testing.assert_close(one.predict(new).probs, votes / votes.sum(1, keepdim=True))
     alone = torch.cat([one.predict(new[i : i + 1]).probs for i in range(17)])
@@ -235,9 +272,9 @@ def test_a_prior_has_a_number_for_each_class():
 
 def test_the_graph_of_the_same_latents_is_made_once(monkeypatch):
     """Other labels wait for no neighbours; other latents, another k or power do; and no more graphs are kept than promised."""
-    made, joined = [], rooms.joined
-    monkeypatch.setattr(rooms, "joined", lambda unit, k, power: made.append((k, power)) or joined(unit, k, power))
-    monkeypatch.setattr(rooms, "_graphs", {})
+    made = []
+    monkeypatch.setattr(label_graph, "joined", lambda z, *how: made.append(how) or joined(z, *how))
+    monkeypatch.setattr(label_graph, "_graphs", {})
     z, y, truth = rows()
 
     def fitted(z, y, **options):
@@ -249,10 +286,11 @@ def test_the_graph_of_the_same_latents_is_made_once(monkeypatch):
     assert not torch.equal(fitted(z.clone(), y), alone)
     assert len(made) == 1
     assert torch.equal(fitted(z, truth), alone)
-    for other in ({"k": 4}, {"power": 2.0}):
+    for other in ({"k": 4}, {"power": 2.0}, {"metric": "euclidean"}):
         fitted(z, y, **other)
     fitted(z + torch.eye(N, K), y)
-    assert made == [(10, 4.0), (4, 4.0), (10, 2.0), (10, 4.0)]
-    assert len(rooms._graphs) == rooms.GRAPHS
+    usual = ("cosine", 10, 4.0)
+    assert made == [usual, ("cosine", 4, 4.0), ("cosine", 10, 2.0), ("euclidean", 10, 4.0), usual]
+    assert len(label_graph._graphs) == label_graph.GRAPHS
     assert torch.equal(fitted(z, truth), alone)  # forgotten, and made again
-    assert len(made) == 5
+    assert len(made) == 6
