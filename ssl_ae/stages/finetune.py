@@ -29,6 +29,7 @@ from ssl_ae.stages.scoring import predict_rows, score
 from ssl_ae.stages.solved_head import solve_head
 from ssl_ae.stages.training_run import final_metrics, train
 from ssl_ae.stages.workspace import Workspace, only_writer
+from ssl_ae.trace import Need
 from ssl_ae.tracking import Tracker
 from ssl_ae.training import Progress
 
@@ -63,6 +64,7 @@ def finetune(ws: Workspace, restart: bool = False, pretrained: Path | None = Non
     name = f"finetune {stage.path.name}"
     ws.reporter.say(f"{name}: {labels.count:,} labels of {len(labels.y):,} train rows")
     warn_of_unlabelled_classes(ws, labels)
+    warn_of_idle_terms(ws)
     with ws.tracker(stage, f"finetune/{stage.path.name}") as tracker:
         if training.mode == "sequential":
             model, progress = train_head(origin, labels, stage, tracker, name, state == "resume")
@@ -87,6 +89,17 @@ def warn_of_unlabelled_classes(ws: Workspace, labels: Labels) -> None:
     if absent:
         shown = absent if len(absent) <= CLASSES_SHOWN else [*absent[:CLASSES_SHOWN], f"{len(absent) - CLASSES_SHOWN} more"]
         ws.reporter.warn(f"no train row has a label of class {listing(shown, 'and')}: such samples will be taken for others.")
+
+
+def warn_of_idle_terms(ws: Workspace) -> None:
+    """A head on frozen codes is trained by its labels alone: what other rows should make of it is left out."""
+    of_predictions = {Need.PREDICTION, Need.TEACHER}
+    idle = [part.cls.name for part in ws.resolved.regularizers if of_predictions & part.cls.needs]
+    if ws.recipe.finetune.mode == "sequential" and idle:
+        ws.reporter.warn(
+            f"model.regularizers: sequential training leaves out what is of predictions: {listing(idle, 'and')}. Add --joint or "
+            "--end-to-end."
+        )
 
 
 def extract_missing(origin: Workspace, ws: Workspace) -> None:

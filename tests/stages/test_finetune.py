@@ -255,6 +255,14 @@ def test_such_a_run_is_judged_by_the_labels_of_the_file(recipe, here, photos, mo
     assert (found["rows"], found["metrics"].keys()) == (10, {"accuracy", "error", "nll", "ece"})
 
 
+def test_terms_that_sequential_training_leaves_out_are_named(recipe):
+    path = recipe({"model.regularizers": [{"name": "kl"}, {"name": "vat"}], "finetune.baselines": False})
+    assert call("pretrain", path, "--epochs", 1).code == 0
+    answer = call("finetune", path, "--json", "--epochs", 1)
+    (warning,) = answer.json["warnings"]
+    assert "sequential training leaves out what is of predictions: vat. Add --joint or --end-to-end." in warning
+
+
 def test_it_says_where_unlabelled_data_did_not_help(finetuned, recipe):
     """A head on the code of 2 epochs is worse than PCA with the same 30 labels, and the user is told so."""
     answer = call("finetune", recipe(), "--restart", "--json")
