@@ -25,7 +25,8 @@ class Comparison:
     ours: float  # means over the draws
     theirs: float
     difference: Paired
-    helped: bool  # better on average, by more than chance where there are draws enough to tell
+    better: bool  # on average
+    helped: bool  # and by more than chance, where there are draws enough to tell
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Report:
         difference = paired(first, second)
         mean = statistics.fmean(first), statistics.fmean(second)
         chance = difference.p >= SURE  # NaN, of one draw, is not
-        return Comparison(labels, method, control, *mean, difference, better(self.task, *mean) and not chance)
+        ahead = better(self.task, *mean)
+        return Comparison(labels, method, control, *mean, difference, ahead, ahead and not chance)
 
     def shown(self, value: float) -> str:
         """A headline figure, or a difference of two."""
@@ -125,18 +127,21 @@ class Report:
         groups: dict[tuple[str, str, str], list[Comparison]] = {}
         for c in comparisons:
             if not c.helped:
-                worse = c.difference.p < SURE  # then by more than chance: a method that is better by so much helped
-                groups.setdefault((c.method, c.control, "worse" if worse else "no better"), []).append(c)
+                how = "better" if c.better else "worse" if c.difference.p < SURE else "no better"
+                groups.setdefault((c.method, c.control, how), []).append(c)
         return [self._verdict(*names, some) for names, some in groups.items()]
 
     def _verdict(self, method: str, control: str, how: str, some: Sequence[Comparison]) -> str:
         at = f"{listing((f'{c.labels:,}' for c in some), 'and')} labels"
         without = "has seen no unlabelled data" if control in NETWORKS else "has no network"
-        about = f"the unlabelled data did not help {method} at {at}: it" if control in NETWORKS else f"at {at} {method}"
+        about = f"at {at} {method}"
+        if control in NETWORKS:
+            helped = "nothing shows that the unlabelled data helped" if how == "better" else "the unlabelled data did not help"
+            about = f"{helped} {method} at {at}: it"
         unit = " %" if self.figure == "accuracy" else ""
         differences = listing((self._difference(c.difference) for c in some), "and")
         return (
-            f"{about} is {how} than {control}, which {without}: {self.figure} "
+            f"{about} is {how} than {control}, which {without}{', perhaps by chance' if how == 'better' else ''}: {self.figure} "
             f"{listing((self.shown(c.ours) for c in some), 'and')}{unit} against "
             f"{listing((self.shown(c.theirs) for c in some), 'and')}{unit}, difference {differences}."
         )
