@@ -301,9 +301,8 @@ def layers_of(model: Model, shapes: Shapes) -> list[str]:
 
 def check_layers(model: Model, shapes: Shapes) -> None:
     """Raises RecipeError for a regularizer on layers that the model does not have: it would do nothing, and nobody would know."""
-    below = Model(
-        model.encoder, model.decoder, regularizers=model.regularizers
-    )  # a head may have to be fitted before it is asked
+    # without its head, which may have to be fitted before it is asked
+    below = Model(model.encoder, model.decoder, regularizers=model.regularizers)
     layers = layers_of(below, shapes)
     for i, regularizer in enumerate(model.regularizers):
         if not any(matches(layer, regularizer.layers) for layer in layers):

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 import ssl_ae
-from ssl_ae.errors import RecipeError
+from ssl_ae_builtins.images import check_images
 
 
 class CropFlip(ssl_ae.Regularizer):
@@ -32,10 +32,7 @@ class CropFlip(ssl_ae.Regularizer):
 
     def perturb(self, h: Tensor, layer: str) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if h.dim() != 4:
-            raise RecipeError(
-                f"crop_flip.layers: layer {layer!r} has shape {tuple(h.shape[1:])} a row, not (C, H, W). Leave `layers` out."
-            )
+        check_images(self.name, h, layer)
         rows, channels, height, width = h.shape
         most = self.config.padding
         down, across = torch.randint(-most, most + 1, (2, rows, 1), device=h.device).unbind()

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 import ssl_ae
-from ssl_ae.errors import RecipeError
+from ssl_ae_builtins.images import check_images
 
 
 class Cutout(ssl_ae.Regularizer):
@@ -27,10 +27,7 @@ class Cutout(ssl_ae.Regularizer):
 
     def perturb(self, h: Tensor, layer: str) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if h.dim() != 4:
-            raise RecipeError(
-                f"cutout.layers: layer {layer!r} has shape {tuple(h.shape[1:])} a row, not (C, H, W). Leave `layers` out."
-            )
+        check_images(self.name, h, layer)
         down, across = (self._hidden(len(h), size, h.device) for size in h.shape[2:])
         return h.masked_fill((down[:, :, None] & across[:, None, :])[:, None], 0.0)
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import ssl_ae
-from ssl_ae.errors import RecipeError
+from ssl_ae_builtins.images import check_images
 
 REACH = 4  # standard deviations at which the smoothing kernel ends
 LOST = 1e-4  # largest part of a pixel's variance that the modes left out of the elastic field would have added
@@ -63,10 +63,7 @@ class Distortion(ssl_ae.Regularizer):
 
     def perturb(self, h: Tensor, layer: str) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), computed in float32 where h is narrower."""
-        if h.dim() != 4:
-            raise RecipeError(
-                f"distortion.layers: layer {layer!r} has shape {tuple(h.shape[1:])} a row, not (C, H, W). Leave `layers` out."
-            )
+        check_images(self.name, h, layer)
         with torch.autocast(h.device.type, enabled=False):
             wide = h.to(torch.promote_types(h.dtype, torch.float32))
             linear, shift = self._affine(wide)

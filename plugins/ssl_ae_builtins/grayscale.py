@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import ssl_ae
-from ssl_ae.errors import RecipeError
+from ssl_ae_builtins.images import check_images
 
 RED, GREEN, BLUE = 0.299, 0.587, 0.114  # they add up to 1: a common scaling of the channels stays one, and grey stays as it is
 
@@ -26,10 +26,7 @@ class Grayscale(ssl_ae.Regularizer):
 
     def perturb(self, h: Tensor, layer: str) -> Tensor:
         """(B, 3, H, W) -> (B, 3, H, W) with equal channels, computed in float32 where h is narrower."""
-        if h.dim() != 4 or h.shape[1] != 3:
-            raise RecipeError(
-                f"grayscale.layers: layer {layer!r} has shape {tuple(h.shape[1:])} a row, not (3, H, W). Leave `layers` out."
-            )
+        check_images(self.name, h, layer, channels=3)
         wide = h.to(torch.promote_types(h.dtype, torch.float32))
         luma = RED * wide[:, 0:1] + GREEN * wide[:, 1:2] + BLUE * wide[:, 2:3]
         return luma.to(h.dtype).expand_as(h)

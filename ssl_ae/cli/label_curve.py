@@ -43,7 +43,7 @@ def label_curve(
         ),
     ] = None,
     controls: Annotated[
-        bool, typer.Option("--controls/--no-controls", help="Leave the controls out; the same command with them adds them later.")
+        bool, typer.Option("--controls/--no-controls", help="Controls beside the methods; they may be added later.")
     ] = True,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="val or test: what methods are judged on.")] = "val",
     jobs: Annotated[
