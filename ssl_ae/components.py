@@ -263,6 +263,7 @@ class TableHead(Component):
     What `fit` learns goes into buffers (`self.keep(name, tensor)`), which is all that is stored. With `reads_samples = True`
     both methods take the samples beside the latents, as a last argument: `fit(z, y, x)` those of the labelled rows alone,
     x (L, D), and `predict(z, x)` those of its own rows, x (B, D), scaled as the encoder sees them, D = prod(shapes.x).
+    Where `reads_all_samples`, `fit` takes those of every row, x (N, D), and `predict` none.
     Where `rival` gives a head, `fit` takes a `Network` behind them.
     """
 
@@ -279,6 +280,11 @@ class TableHead(Component):
     @abstractmethod
     def predict(self, z: Tensor, *x: Tensor) -> Distribution:
         """z (B, K) -> p(y|z), each row by itself."""
+
+    @classmethod
+    def reads_all_samples(cls, config: Config) -> bool:
+        """Whether, with these options, `fit` takes the samples of all rows beside their latents: they are held in memory."""
+        return False
 
     def rival(self) -> Head | None:
         """A head to be trained end to end on top of the network, for `fit` to compare with; None where it does not."""

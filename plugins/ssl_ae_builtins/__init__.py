@@ -23,6 +23,7 @@ from ssl_ae_builtins.factor_analysis import FactorAnalysisDecoder, FactorAnalysi
 from ssl_ae_builtins.grayscale import Grayscale
 from ssl_ae_builtins.hash import HashEncoder
 from ssl_ae_builtins.heads import BernoulliHead, Gaussian, Mlp, Softmax
+from ssl_ae_builtins.image_spreading import ImageLabelSpreading
 from ssl_ae_builtins.label_spreading import LabelSpreading
 from ssl_ae_builtins.ladder import Ladder, LadderDecoder, LadderEncoder
 from ssl_ae_builtins.linear import LinearDecoder, LinearEncoder
@@ -90,7 +91,7 @@ def ssl_ae_regularizers() -> list[type[ssl_ae.Regularizer]]:
 
 @ssl_ae.hookimpl
 def ssl_ae_heads() -> list[type[ssl_ae.Head] | type[ssl_ae.TableHead]]:
-    return [Softmax, Mlp, Gaussian, BernoulliHead, Logistic, Knn, LabelSpreading, Auto]
+    return [Softmax, Mlp, Gaussian, BernoulliHead, Logistic, Knn, LabelSpreading, ImageLabelSpreading, Auto]
 
 
 @ssl_ae.hookimpl

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +16,9 @@ from ssl_ae.neighbours import largest_products
 
 LEAST_SIMILARITY = 1e-6  # where nothing is near, all are equally far
 LEAST_WEIGHT = 1e-18  # of an edge, beside edges of at most 1: degrees and their products stay numbers in float32
-GRAPHS = 2  # that a process remembers: who fits many draws of labels to the same latents waits for their neighbours once
+GRAPHS = 3  # and the like that a process remembers: many draws of labels on the same latents wait for their neighbours once
+
+T = TypeVar("T")
 
 
 class Metric(Protocol):
@@ -68,39 +72,74 @@ class Euclidean:
 METRICS: dict[str, type[Metric]] = {"cosine": Cosine, "euclidean": Euclidean}
 
 
-def nearest(codes: Tensor, z: Tensor, metric: str, k: int, power: float) -> tuple[Tensor, Tensor]:
-    """Weights in (0, 1] and rows of the k nearest of `codes` (N, J) to each of z (B, K), (B, k), or as many as there are."""
-    measure = METRICS[metric]
-    products, rows = largest_products(codes, measure.queries(z), min(k, len(codes)))
-    similarity = measure.similarity(products, z).clamp(min=LEAST_SIMILARITY)
-    return (similarity**power).clamp(min=LEAST_WEIGHT), rows
+def nearest(codes: Tensor, z: Tensor, metric: str, k: int) -> tuple[Tensor, Tensor]:
+    """Products with, and rows of, the k nearest of `codes` (N, J) to each of z (B, K), (B, k), or as many as there are."""
+    return largest_products(codes, METRICS[metric].queries(z), min(k, len(codes)))
 
 
-_graphs: dict[tuple[str, str, int, float], Tensor] = {}
+def weights(products: Tensor, z: Tensor, metric: str, power: float) -> Tensor:
+    """Of what is near to z (B, K) by its products (B, k), the largest first: (B, k), in (0, 1]."""
+    return powered(METRICS[metric].similarity(products, z), power)
+
+
+def powered(similarity: Tensor, power: float) -> Tensor:
+    """similarity^power, in (0, 1]."""
+    return (similarity.clamp(min=LEAST_SIMILARITY) ** power).clamp(min=LEAST_WEIGHT)
+
+
+_remembered: dict[tuple[object, ...], object] = {}
+
+
+def remembered(make: Callable[[], T], vectors: Sequence[Tensor], *how: object) -> T:
+    """What `make` gives for these vectors, from memory where it was asked for them before, in this way."""
+    key = (*(hashlib.sha256(each.contiguous().cpu().numpy()).hexdigest() for each in vectors), *how)
+    found = _remembered.pop(key) if key in _remembered else make()
+    for oldest in [*_remembered][: len(_remembered) - GRAPHS + 1]:
+        del _remembered[oldest]
+    _remembered[key] = found
+    return found
 
 
 def graph_of(z: Tensor, metric: str, k: int, power: float) -> Tensor:
-    """`joined`, from memory where it was asked for these vectors before."""
-    key = (hashlib.sha256(z.cpu().numpy()).hexdigest(), metric, k, power)
-    if key not in _graphs:
-        graph = joined(z, metric, k, power)
-        for oldest in [*_graphs][: len(_graphs) - GRAPHS + 1]:
-            del _graphs[oldest]
-        _graphs[key] = graph
-    return _graphs[key]
+    """S of the graph of centred latents (N, K) and their k nearest, from memory where it was asked for before."""
+    return remembered(lambda: joined(z, metric, k, power), [z], metric, k, power)
 
 
 def joined(z: Tensor, metric: str, k: int, power: float) -> Tensor:
-    """S of the graph of centred latents (N, K), sparse (N, N): symmetric, with eigenvalues from -1 to 1."""
-    rows = len(z)
-    weight, near = nearest(METRICS[metric].codes(z), z, metric, k + 1, power)
-    other = near != torch.arange(rows)[:, None]
+    """S of the graph of centred latents (N, K), sparse (N, N)."""
+    products, near = nearest_others(z, metric, k)
+    return symmetric(weights(products, z, metric, power), near)
+
+
+def nearest_others(z: Tensor, metric: str, k: int) -> tuple[Tensor, Tensor]:
+    """Products with, and rows of, the k nearest to each of z (N, K) but itself, (N, k), or as many as there are."""
+    products, near = nearest(METRICS[metric].codes(z), z, metric, k + 1)
+    other = near != torch.arange(len(z))[:, None]
     other[other.all(1), -1] = False  # a row that is not among the nearest to itself has too many twins
-    start = torch.arange(rows)[:, None].expand_as(near)[other]
-    end, weight = near[other], weight[other]
+    return products[other].view(len(z), -1), near[other].view(len(z), -1)
+
+
+def symmetric(weight: Tensor, near: Tensor) -> Tensor:
+    """S = D^-1/2 (A + A') D^-1/2 with A_ij the weight of row j among those near to i, both (N, k): sparse (N, N), symmetric,
+    with eigenvalues from -1 to 1."""
+    rows = len(near)
+    start, end, weight = torch.arange(rows)[:, None].expand_as(near).flatten(), near.flatten(), weight.flatten()
     both = torch.stack([torch.cat([start, end]), torch.cat([end, start])])
     degree = torch.zeros(rows).index_add_(0, both[0], weight.repeat(2))
     scaled = weight.repeat(2) / (degree[both[0]] * degree[both[1]]).sqrt()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse ")  # that torch calls this format young
+    with quiet():
         return torch.sparse_coo_tensor(both, scaled, (rows, rows), check_invariants=False).coalesce().to_sparse_csr()
+
+
+def mean(one: Tensor, other: Tensor) -> Tensor:
+    """(S + S') / 2 of two graphs of the same rows, sparse (N, N)."""
+    with quiet():
+        return (one + other) * 0.5
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's warning that this format is young."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse ")
+        yield

@@ -14,7 +14,7 @@ from torch.distributions import Categorical, Distribution
 from torch.nn.functional import one_hot
 
 import ssl_ae
-from ssl_ae_builtins.label_graph import METRICS, graph_of, nearest
+from ssl_ae_builtins.label_graph import METRICS, graph_of, nearest, weights
 
 ALPHAS, NEIGHBOURS = (0.5, 0.9, 0.99), (5, 10, 20)  # that `auto` tries, beside every metric
 SAFE_ALPHA, SAFE_K, SAFE_METRIC = 0.9, 10, "cosine"  # where labels are too few to choose by
@@ -35,6 +35,13 @@ class Setting(NamedTuple):
     metric: str
     k: int
     alpha: float
+
+
+class Graphs(NamedTuple):
+    """What labels travel over: first over `wide`, then, to sharpen their borders, over `narrow`; S (N, N) each."""
+
+    wide: Tensor
+    narrow: Tensor
 
 
 class LabelSpreading(ssl_ae.TableHead):
@@ -75,15 +82,15 @@ class LabelSpreading(ssl_ae.TableHead):
             "none", description="share of each class: unknown, all alike, as among the labels, or a list of numbers"
         )
 
-    def fit(self, z: Tensor, y: Tensor) -> None:
-        """z (N, K), y (N,) with UNLABELED = -1; classes without a label get next to no probability."""
+    def fit(self, z: Tensor, y: Tensor, *x: Tensor) -> None:
+        """z (N, K), y (N,) with UNLABELED = -1; classes without a label get next to no probability. x: as `graphs` needs it."""
         known = y != ssl_ae.UNLABELED
         labels = torch.zeros(len(y), self.shapes.classes)
         labels[known] = one_hot(y[known], self.shapes.classes).float()
         center = z.mean(0)
-        graph, setting, exponent = self._chosen(z - center, y)
+        graphs, setting, exponent = self._chosen(z - center, y, *x)
         shares = labels.sum(0) / labels.sum()
-        mass = sharpened(graph, labels, spread(graph, labels, setting.alpha), self.config.sharpen)
+        mass = sharpened(graphs.narrow, labels, spread(graphs.wide, labels, setting.alpha), self.config.sharpen)
         p = calibrated(probabilities(mass, shares), exponent)
         if self.config.prior != "none":
             p = balanced(p, self._prior(shares))
@@ -96,7 +103,9 @@ class LabelSpreading(ssl_ae.TableHead):
     def predict(self, z: Tensor) -> Distribution:
         """(B, K) -> Categorical, (B,)."""
         metric = [*METRICS][int(self.metric)]
-        weight, rows = nearest(self.codes, z.float() - self.center, metric, int(self.k), self.config.power)
+        z = z.float() - self.center
+        products, rows = nearest(self.codes, z, metric, int(self.k))
+        weight = weights(products, z, metric, self.config.power)
         votes = (self.p[rows] * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True)
         return Categorical(probs=votes + LEAST, validate_args=False)
 
@@ -105,19 +114,24 @@ class LabelSpreading(ssl_ae.TableHead):
 
         The setting and calibration are those that all labels choose, without the prior.
         """
-        graph, setting, exponent = self._chosen(z - z.mean(0), y)
+        graphs, setting, exponent = self._chosen(z - z.mean(0), y)
         known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
-        parts = [without_fold(graph, y, known, fold, self.shapes.classes, setting.alpha, self.config.sharpen) for fold in folds]
+        parts = [without_fold(graphs, y, known, fold, self.shapes.classes, setting.alpha, self.config.sharpen) for fold in folds]
         return torch.stack([calibrated(p, exponent) for p in parts])
 
-    def _chosen(self, z: Tensor, y: Tensor) -> tuple[Tensor, Setting, float]:
-        """What the labels choose for centred latents (N, K): S (N, N), its setting, and the exponent that calibrates it."""
+    def graphs(self, z: Tensor, setting: Setting, *x: Tensor) -> Graphs:
+        """Of centred latents z (N, K), and of samples x (N, D) where the head reads all of them."""
+        graph = graph_of(z, setting.metric, setting.k, self.config.power)
+        return Graphs(graph, graph)
 
-        def graph(setting: Setting) -> Tensor:
-            return graph_of(z, setting.metric, setting.k, self.config.power)
+    def _chosen(self, z: Tensor, y: Tensor, *x: Tensor) -> tuple[Graphs, Setting, float]:
+        """What the labels choose for centred latents (N, K): graphs, their setting, and the exponent that calibrates them."""
 
-        setting, exponent = chosen(graph, y, self.shapes.classes, settings_of(self.config), self.config.sharpen)
-        return graph(setting), setting, exponent
+        def graphs(setting: Setting) -> Graphs:
+            return self.graphs(z, setting, *x)
+
+        setting, exponent = chosen(graphs, y, self.shapes.classes, settings_of(self.config), self.config.sharpen)
+        return graphs(setting), setting, exponent
 
     def _prior(self, labels: Tensor) -> Tensor:
         """(C,), summing to 1 over the classes that have labels: no other has any mass to scale."""
@@ -202,9 +216,9 @@ def settings_of(config: LabelSpreading.Config) -> list[Setting]:
 
 
 def chosen(
-    graph: Callable[[Setting], Tensor], y: Tensor, classes: int, settings: Sequence[Setting], sharpen: int = 0
+    graphs: Callable[[Setting], Graphs], y: Tensor, classes: int, settings: Sequence[Setting], sharpen: int = 0
 ) -> tuple[Setting, float]:
-    """The setting, and the exponent that calibrates it, by cross-validation over the labels y (N,) on its graph S (N, N)."""
+    """The setting, and the exponent that calibrates it, by cross-validation over the labels y (N,) on its graphs."""
     known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
     best = settings[0]
     if torch.unique(y[known], return_counts=True)[1].min() < FOLDS:
@@ -212,7 +226,7 @@ def chosen(
     fold, truth = folds(y[known]), y[known]
 
     def tried(each: Setting, sharpen: int = 0) -> tuple[Tensor, float]:
-        return likeliest(without_fold(graph(each), y, known, fold, classes, each.alpha, sharpen), truth)
+        return likeliest(without_fold(graphs(each), y, known, fold, classes, each.alpha, sharpen), truth)
 
     found = {each: tried(each) for each in settings} if len(settings) > 1 else {}
     if found:
@@ -240,7 +254,7 @@ def likeliest(p: Tensor, y: Tensor) -> tuple[Tensor, float]:
     return losses[best], float(EXPONENTS[best])
 
 
-def without_fold(graph: Tensor, y: Tensor, known: Tensor, fold: Tensor, classes: int, alpha: float, sharpen: int = 0) -> Tensor:
+def without_fold(graphs: Graphs, y: Tensor, known: Tensor, fold: Tensor, classes: int, alpha: float, sharpen: int = 0) -> Tensor:
     """Probabilities of the labelled rows `known` (L,) when their fold (L,) is held out, (L, C), before calibration.
 
     Spreading is linear in the labels: each fold spreads by itself, and what a fold is predicted by is the sum of the others.
@@ -250,11 +264,11 @@ def without_fold(graph: Tensor, y: Tensor, known: Tensor, fold: Tensor, classes:
     labels = torch.zeros(len(y), count, classes)
     labels[known, fold, y[known]] = 1
     steps = TRIAL_STEPS if sharpen else MOST_STEPS
-    mass = spread(graph, labels.flatten(1), alpha, steps).unflatten(1, (count, classes))  # (N, folds, C)
+    mass = spread(graphs.wide, labels.flatten(1), alpha, steps).unflatten(1, (count, classes))  # (N, folds, C)
     found = torch.empty(len(known), classes)
     for number in range(count):
         others, held = torch.arange(count) != number, fold == number
-        every = sharpened(graph, labels[:, others].sum(1), mass[:, others].sum(1), sharpen)
+        every = sharpened(graphs.narrow, labels[:, others].sum(1), mass[:, others].sum(1), sharpen)
         found[held] = every[known[held]]
     counts = torch.bincount(y[known], minlength=classes)
     return probabilities(found, counts / counts.sum())

@@ -34,6 +34,7 @@ from ssl_ae.stages.baselines import (
 )
 from ssl_ae.stages.evaluate import predict_split, workspace_of
 from ssl_ae.stages.finetune import method_of
+from ssl_ae.stages.fitted_head import samples_for
 from ssl_ae.stages.labels import labels_of
 from ssl_ae.stages.pipeline import planned, run_stages
 from ssl_ae.stages.predict import finished_method
@@ -151,7 +152,9 @@ class PcaLinear:
 
 @dataclass(frozen=True)
 class PcaHead:
-    """PCA and a table head that learns from unlabelled rows too: what such a head gives without any network."""
+    """PCA and a table head that learns from unlabelled rows too: what such a head gives without any network.
+
+    One that compares all samples is taken where it is the recipe's own: no other recipe has asked for the memory."""
 
     name: str
     head: str  # its full name
@@ -171,8 +174,9 @@ class PcaHead:
             z = {split: pca_codes(ws, curve.run, split) for split in ("train", curve.split)}
             latent = z["train"].shape[1]
             part = Part(Registry.discover().find("head", self.head), self.config)
-            head = part.build(replace(ws.resolved.shapes, x=(latent,), latent=latent))
-            head.fit(z["train"], torch.from_numpy(labels_of(ws).y))
+            head = part.build(replace(ws.resolved.shapes, latent=latent))
+            labels = labels_of(ws)
+            head.fit(z["train"], torch.from_numpy(labels.y), *samples_for(head, ws, labels.known))
             with torch.inference_mode():
                 values = torch.cat([values_of(head.predict(some)) for some in z[curve.split].split(BATCH_ROWS)])
             return judged(ws, values.float().cpu().numpy(), curve.split)
@@ -263,13 +267,15 @@ def controls_of(resolved: Resolved, registry: Registry, source: str) -> list[Met
     """Everything that the methods have to beat."""
     task = resolved.card.y.task
     fitted = [entry for entry in registry.of_kind("head") if entry.cls.fitted_at_once and task in entry.cls.tasks]
-    heads = [entry for entry in fitted if entry.cls.reads_unlabeled and not entry.cls.reads_samples]
+    alone = [entry for entry in fitted if entry.cls.reads_unlabeled and not entry.cls.reads_samples]
+    own = resolved.head.full_name
+    heads = [each for each in alone if each.full_name == own or not each.cls.reads_all_samples(each.cls.Config())]
     names = [entry.cls.name for entry in heads]
     controls: list[Method] = [*networks(resolved, registry, source), PcaLinear()]
     for entry in heads:
-        own = entry.full_name == resolved.head.full_name
         short = entry.cls.name if names.count(entry.cls.name) == 1 else entry.full_name.replace("/", "-")
-        controls.append(PcaHead(f"pca-{short}", entry.full_name, resolved.head.config if own else entry.cls.Config()))
+        config = resolved.head.config if entry.full_name == own else entry.cls.Config()
+        controls.append(PcaHead(f"pca-{short}", entry.full_name, config))
     return controls
 
 

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from ssl_ae import distributed
+from ssl_ae.components import TableHead
 from ssl_ae.findings import Findings
 from ssl_ae.model import Model
 from ssl_ae.stages.labels import Labels
 from ssl_ae.stages.rival import Rival
+from ssl_ae.stages.scoring import BATCH_ROWS
 from ssl_ae.stages.workspace import Workspace
 from ssl_ae.tracking import Tracker
 from ssl_ae.training import Progress
@@ -26,17 +28,26 @@ def fit_head(ws: Workspace, model: Model, z: np.ndarray, labels: Labels, tracker
         ws.reporter.warn(f"head {ws.resolved.head.full_name} takes every label as equally sure: the weights are not used.")
     torch.manual_seed(ws.recipe.seed)
     rival = head.rival()
-    samples = [labeled_samples(ws, labels)] if head.reads_samples else []
     networks = [Rival(ws, model, rival, name)] if rival is not None else []
-    head.fit(torch.from_numpy(z), torch.from_numpy(labels.y), *samples, *networks)
+    head.fit(torch.from_numpy(z), torch.from_numpy(labels.y), *samples_for(head, ws, labels.known), *networks)
     found = head.findings()
     return Progress() if found is None else Progress(found=tell(ws, found, tracker))
 
 
-def labeled_samples(ws: Workspace, labels: Labels) -> Tensor:
-    """(L, D) scaled samples of the labelled rows, on the host: the others may be more than fit there."""
-    stored = ws.data.split("train").read(np.flatnonzero(labels.known))
-    return ws.scaling(torch.from_numpy(stored).to(ws.device)).flatten(1).cpu()
+def samples_for(head: TableHead, ws: Workspace, known: np.ndarray) -> list[Tensor]:
+    """What `fit` takes beside the latents: of the rows that it reads, (n, D) scaled samples, on the host.
+
+    known: which rows have a label, (N,) bool.
+    """
+    if head.reads_all_samples(head.config):
+        rows = np.arange(len(known))
+    elif head.reads_samples:
+        rows = np.flatnonzero(known)  # the others may be more than fit there
+    else:
+        return []
+    read = ws.data.split("train").read
+    parts = [rows[at : at + BATCH_ROWS] for at in range(0, len(rows), BATCH_ROWS)]
+    return [torch.cat([ws.scaling(torch.from_numpy(read(part)).to(ws.device)).flatten(1).cpu() for part in parts])]
 
 
 def tell(ws: Workspace, found: Findings, tracker: Tracker) -> dict[str, float]:

@@ -109,8 +109,9 @@ class World:
 
 
 def fit(head: TableHead, sample: Sample) -> None:
-    """As the finetune stage does: the samples of labelled rows go to a head that reads them."""
-    x = [sample.x[known(sample.y)].flatten(1)] if head.reads_samples else []
+    """As the finetune stage does: samples go to a head that reads them."""
+    every = head.reads_all_samples(head.config)
+    x = [sample.x[... if every else known(sample.y)].flatten(1)] if every or head.reads_samples else []
     rival = head.rival()
     head.fit(sample.z, sample.y, *x, *([] if rival is None else [Untrained(rival)]))
 
@@ -146,10 +147,11 @@ class Subject:
         Raises Finding when it refuses all of them, PluginError when the registry does.
         """
         registry = self.registry()
-        shapes = [("vector", SHAPES["vector"])] if "head" in self.kind else list(SHAPES.items())
         tasks = sorted(self.cls.tasks) if "head" in self.kind else ["classes"]
         found, complaint = [], ""
-        for (sample, shape), task in itertools.product(shapes, tasks):
+        for (sample, shape), task in itertools.product(SHAPES.items(), tasks):
+            if "head" in self.kind and any(world.task == task for world in found):
+                continue  # a head reads latents: one shape is enough
             card = Card(
                 name="contract",
                 x=X(kind=sample, dtype="float32", shape=shape, range=(0.0, 1.0)),

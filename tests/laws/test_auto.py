@@ -122,7 +122,7 @@ def test_held_out_spreading_is_spreading_without_the_fold():
     one, fold = LabelSpreading(LabelSpreading.Config(alpha=0.9), shapes()), stratified(y[y >= 0], 4, 2)
     found = one.held_out(z, y, fold)
     known, graph = torch.nonzero(y >= 0)[:, 0], joined(z - z.mean(0), "cosine", 10, 4.0)
-    exponent = spreading.chosen(lambda setting: graph, y, C, spreading.settings_of(one.config))[1]
+    exponent = spreading.chosen(lambda setting: spreading.Graphs(graph, graph), y, C, spreading.settings_of(one.config))[1]
     assert found.shape == (2, L, C)
     for repeat in range(2):
         for number in range(4):

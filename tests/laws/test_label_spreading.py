@@ -8,7 +8,17 @@ from sklearn import semi_supervised
 from ssl_ae_builtins import label_graph
 from ssl_ae_builtins import label_spreading as rooms
 from ssl_ae_builtins.label_graph import joined
-from ssl_ae_builtins.label_spreading import LabelSpreading, balanced, calibrated, chosen, folds, settings_of, sharpened, spread
+from ssl_ae_builtins.label_spreading import (
+    Graphs,
+    LabelSpreading,
+    balanced,
+    calibrated,
+    chosen,
+    folds,
+    settings_of,
+    sharpened,
+    spread,
+)
 
 from ssl_ae.trace import Shapes
 
@@ -173,13 +183,13 @@ def test_scaling_reaches_the_prior_and_keeps_the_odds_ratios():
 @pytest.mark.parametrize(("alpha", "sharpen"), [(0.5, 0), (0.9, 0), (0.9, 2)])
 def test_cross_validation_is_spreading_without_the_fold(alpha, sharpen):
     z, y, _ = rows()
-    graph, known = graph_of(z), torch.nonzero(y >= 0)[:, 0]
+    graphs, known = Graphs(graph_of(z), graph_of(z, k=3)), torch.nonzero(y >= 0)[:, 0]
     fold = folds(y[known])
-    losses, exponent = rooms.likeliest(rooms.without_fold(graph, y, known, fold, C, alpha, sharpen), y[known])
+    losses, exponent = rooms.likeliest(rooms.without_fold(graphs, y, known, fold, C, alpha, sharpen), y[known])
     for number in range(rooms.FOLDS):
         without = y.clone()
         without[known[fold == number]] = -1
-        mass = sharpened(graph, labels_of(without), spread(graph, labels_of(without), alpha), sharpen)
+        mass = sharpened(graphs.narrow, labels_of(without), spread(graphs.wide, labels_of(without), alpha), sharpen)
         p = rooms.shares_of(calibrated(rooms.shares_of(mass), exponent) + rooms.LEAST)
         held = known[fold == number]
         expected = -p[held, y[held]].log()
@@ -203,7 +213,7 @@ def test_calibration_makes_unseen_labels_likelier(monkeypatch):
     z, y, truth = rows(2003, labeled=0.1)
     one, raw = head(alpha=0.99), head(alpha=0.99)
     one.fit(z, y)
-    monkeypatch.setattr(rooms, "chosen", lambda graph, y, classes, settings, sharpen: (settings[0], 1.0))
+    monkeypatch.setattr(rooms, "chosen", lambda graphs, y, classes, settings, sharpen: (settings[0], 1.0))
     raw.fit(z, y)
     losses = [-found.predict(z).log_prob(truth)[y < 0].mean() for found in (one, raw)]
     assert losses[0] < 0.9 * losses[1]
@@ -274,7 +284,7 @@ def test_the_graph_of_the_same_latents_is_made_once(monkeypatch):
     """Other labels wait for no neighbours; other latents, another k or power do; and no more graphs are kept than promised."""
     made = []
     monkeypatch.setattr(label_graph, "joined", lambda z, *how: made.append(how) or joined(z, *how))
-    monkeypatch.setattr(label_graph, "_graphs", {})
+    monkeypatch.setattr(label_graph, "_remembered", {})
     z, y, truth = rows()
 
     def fitted(z, y, **options):
@@ -291,6 +301,6 @@ def test_the_graph_of_the_same_latents_is_made_once(monkeypatch):
     fitted(z + torch.eye(N, K), y)
     usual = ("cosine", 10, 4.0)
     assert made == [usual, ("cosine", 4, 4.0), ("cosine", 10, 2.0), ("euclidean", 10, 4.0), usual]
-    assert len(label_graph._graphs) == label_graph.GRAPHS
+    assert len(label_graph._remembered) == label_graph.GRAPHS
     assert torch.equal(fitted(z, truth), alone)  # forgotten, and made again
     assert len(made) == 6

@@ -1,0 +1,82 @@
+"""Labels that spread over a graph of latents whose neighbours get a second look: by how far apart their images are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ssl_ae_builtins.image_distance import distances
+from ssl_ae_builtins.label_graph import graph_of, mean, nearest_others, powered, remembered, symmetric, weights
+from ssl_ae_builtins.label_spreading import Graphs, LabelSpreading, Setting
+
+
+class ImageLabelSpreading(LabelSpreading):
+    """`label_spreading` where of the `candidates` nearest latents the k nearest images are joined, by exp(-d^2 / 2 s^2)^power.
+
+    d is the distance of the image distortion model (Keysers et al. 2007), which forgives what a small bend explains, and s^2 the
+    median over the rows of that of the k-th. Labels travel over the mean of this graph and another of the same rows (`beside`),
+    which bridges what neither sees as near; borders between classes are sharpened on this graph alone. A prediction asks the
+    latents only. All train samples and 3 maps of their size are held in memory, 4 bytes a number.
+    """
+
+    name = "image_label_spreading"
+
+    class Config(LabelSpreading.Config):
+        beside: Literal["latents", "samples"] = Field(
+            "latents",
+            description="the other graph: latents, as of label_spreading; samples: of their principal components, as many as "
+            "latents, which no network has bent",
+        )
+        candidates: int = Field(20, ge=1, description="nearest latents that get a second look")
+        window: int = Field(2, ge=0, description="how far a pixel may look for its like, in pixels along each axis")
+        side: int | None = Field(
+            None,
+            ge=1,
+            description="pixels along the shorter side of the images that `window` is meant for: on others the same relative "
+            "reach, 1 at least; default: the images' own",
+        )
+
+    @classmethod
+    def reads_all_samples(cls, config: Config) -> bool:
+        return True
+
+    def graphs(self, z: Tensor, setting: Setting, *x: Tensor) -> Graphs:
+        asked = (*setting[:2], self.config.power, self.config.candidates, self.config.beside, self._window())
+        return remembered(lambda: self._looked_again(z, setting, *x), [z, *x], *asked)
+
+    def _looked_again(self, z: Tensor, setting: Setting, x: Tensor) -> Graphs:
+        """Of centred latents z (N, K) and images x (N, D)."""
+        metric, k, power = setting.metric, setting.k, self.config.power
+        products, near = nearest_others(z, metric, max(k, self.config.candidates))
+        if self.config.beside == "samples":
+            other = graph_of(principal(x, z.shape[1]), metric, k, power)
+        else:
+            other = symmetric(weights(products[:, :k], z, metric, power), near[:, :k])
+        squares, order = distances(x.unflatten(1, self.shapes.x), near, self._window()).sort(dim=1, stable=True)
+        squares, near = squares[:, :k], near.gather(1, order[:, :k])
+        scale = squares[:, -1].median().clamp(min=torch.finfo(z.dtype).tiny)
+        again = symmetric(powered(torch.exp(-squares / (2 * scale)), power), near)
+        return Graphs(mean(again, other), again)
+
+    def _window(self) -> int:
+        config = self.config
+        return config.window if config.side is None else max(1, round(config.window * min(self.shapes.x[1:]) / config.side))
+
+    @classmethod
+    def check(cls, config: Config, recipe) -> list[str]:
+        found, shape = super().check(config, recipe), recipe.shapes.x
+        if len(shape) != 3:
+            found.append(f"{cls.name} needs images (C, H, W), but a sample has shape {shape}. Take label_spreading.")
+        if config.k != "auto" and config.k > config.candidates:
+            found.append(f"model.head.k = {config.k} of {config.candidates} candidates: raise model.head.candidates.")
+        return found
+
+
+def principal(x: Tensor, count: int) -> Tensor:
+    """Samples (N, D) in their directions of the largest variance, (N, count), or as many as there are."""
+    from sklearn.decomposition import PCA
+
+    return torch.from_numpy(PCA(min(count, *x.shape), random_state=0).fit_transform(x.numpy())).float()
