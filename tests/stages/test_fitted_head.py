@@ -14,9 +14,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from ssl_ae_builtins import auto, selection
 from ssl_ae_builtins.auto import NAMES, NETWORK
+from ssl_ae_builtins.image_spreading import ImageLabelSpreading
 
+from ssl_ae import latents
 from ssl_ae.data.dataset import DataSet
+from ssl_ae.stages import fitted_head
 from ssl_ae.stages.predict import Predictor
+from ssl_ae.trace import Shapes
 
 FITTED = [name for name in NAMES if name != NETWORK]
 AUTO = {"model.head": {"name": "auto", "trees": 11}, "finetune.baselines": False}
@@ -75,6 +79,27 @@ def test_samples_reach_the_head_in_every_command(recipe, finetuned, here, digits
     served = Predictor.load(finetuned / "finetune" / answer["method"], "cpu")  # what MLflow serves
     rows = DataSet.open(digits).split("test").read(np.arange(17))
     np.testing.assert_array_equal(served.predict(rows)["label"], table["label"].to_numpy(zero_copy_only=False)[-len(x) :][:17])
+
+
+def test_a_head_that_compares_samples_gets_those_of_all_rows(recipe, finetuned, here, digits, monkeypatch):
+    """Scaled as the encoder sees them and in the order of the latents, however many are read at a time."""
+    monkeypatch.setattr(fitted_head, "BATCH_ROWS", 101)
+    options = {"beside": "samples", "sharpen": 3}
+    head = {"name": "image_label_spreading", **options}
+    labelled(here, digits, range(40))
+    changes = {"model.head": head, "finetune.baselines": False, "data.labels": "labels.csv"}
+    answer = call("finetune", recipe(changes), "--json").json
+    stored = load_file(finetuned / "finetune" / answer["method"] / "model.safetensors")["head.p"]
+    x, y = raw(digits, "train")
+    z = latents.read(finetuned / "latents" / "train").z
+    shapes = Shapes(x=(1, 8, 8), latent=z.shape[1], classes=10, targets=None)
+    alone = ImageLabelSpreading(ImageLabelSpreading.Config(**options), shapes)
+    y = np.where(np.arange(len(y)) < 40, y, -1)
+    alone.fit(torch.from_numpy(z), torch.from_numpy(y), torch.from_numpy(x).float())
+    np.testing.assert_allclose(stored, alone.p, atol=1e-5)
+    found = call("evaluate", finetuned, "--split", "test", "--method", answer["method"], "--json").json["metrics"]
+    z, truth = latents.read(finetuned / "latents" / "test").z, raw(digits, "test")[1]
+    assert found["accuracy"] == pytest.approx((alone.predict(torch.from_numpy(z)).probs.argmax(1).numpy() == truth).mean())
 
 
 def test_weights_of_labels_are_not_used_and_it_says_so(recipe, finetuned, here, digits):

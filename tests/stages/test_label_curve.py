@@ -18,6 +18,7 @@ from command_line import call, one_line, spawn, start, with_fields, write_yaml
 from conftest import TINY
 from PIL import Image
 from sklearn.decomposition import PCA
+from ssl_ae_builtins.image_spreading import ImageLabelSpreading
 from ssl_ae_builtins.label_spreading import LabelSpreading
 
 from ssl_ae.data.dataset import DataSet
@@ -230,6 +231,23 @@ def test_a_head_that_is_fitted_at_once(curve, here):
     assert answer["metrics"][name] == other[name]
     assert answer["metrics"]["pca-label_spreading/labels-20/accuracy"] != other["pca-label_spreading/labels-20/accuracy"]
     assert "must be sequential" in one_line("label-curve", "recipe.yaml", *words, "--methods", "joint")
+
+
+def test_a_head_that_compares_samples_does_so_on_components_too(curve, here, digits):
+    """It is its own control; as another recipe's, it would ask for memory that nobody spoke of."""
+    words = ["--labels", "20", "--seeds", "1", "--jobs", "1", "--set", "model.head={name: image_label_spreading, candidates: 11}"]
+    answer = call("label-curve", "recipe.yaml", *words, "--json").json
+    assert answer["controls"] == [*CONTROLS, "pca-image_label_spreading"]
+    data = DataSet.open(digits)
+    x = {split: data.split(split).read(np.arange(data.split(split).rows)).reshape(-1, 64) / 16 for split in ("train", "val")}
+    z = {split: torch.from_numpy(PCA(5, svd_solver="full").fit(x["train"]).transform(x[split])).float() for split in x}
+    with open_labels(20, 0) as ws:
+        y = torch.from_numpy(labels_of(ws).y)
+    shapes = Shapes(x=(1, 8, 8), latent=5, classes=10, targets=None)
+    head = ImageLabelSpreading(ImageLabelSpreading.Config(candidates=11), shapes)
+    head.fit(z["train"], y, torch.from_numpy(x["train"]).float())
+    right = head.predict(z["val"]).probs.argmax(1).numpy() == data.labels("val")
+    assert answer["metrics"]["pca-image_label_spreading/labels-20/accuracy"] == pytest.approx(right.mean(), abs=1.01 / 144)
 
 
 # --- labels, and what is refused
