@@ -19,10 +19,10 @@ AT_ONCE = 2**17  # numbers of a batch of candidates, per shift: more would not s
 def distances(images: Tensor, near: Tensor, window: int) -> Tensor:
     """Squared distances (N, M) of images (N, C, H, W) to their candidates, rows near (N, M).
 
-    sum over pixels p of min over |d| <= window, along each axis, of |c(p) - c'(p + d)|^2: the image distortion model with local
-    context (Keysers et al. 2007, sec. 3.4 and 4), c the 3 x 3 neighbourhood of p in the Sobel gradients. The first image is
-    looked at, the candidate is bent, so the distance is not symmetric. For speed, c is projected on its 3 principal directions,
-    and of images of 16 pixels and more every second pixel along each axis is looked at.
+    sum over pixels p of min over |d| <= window, along each axis, of |c(p) - c'(p + d)|^2, c the 3 x 3 neighbourhood of p in the
+    Sobel gradients, 0 outside: the image distortion model, zero-order and with local context (Keysers et al. 2007). The
+    candidate is bent, the first image is not, so the distance is not symmetric. For speed, c is projected on its 3 principal
+    directions, and of images of 16 pixels and more every second pixel along each axis is looked at.
     """
     found = contexts(images, COMPONENTS)
     return bent(found, near, window, 2 if min(images.shape[2:]) >= COARSE else 1)
@@ -31,9 +31,8 @@ def distances(images: Tensor, near: Tensor, window: int) -> Tensor:
 def gradients(images: Tensor) -> Tensor:
     """Sobel's, (N, C, H, W) -> (N, 2 C, H, W): across, then down, of each channel; the border is repeated."""
     kernels = torch.stack([SOBEL, SOBEL.mT])[:, None].to(images)
-    return conv2d(pad(images.flatten(0, 1)[:, None], (1,) * 4, mode="replicate"), kernels).view(
-        len(images), -1, *images.shape[2:]
-    )
+    padded = pad(images.flatten(0, 1)[:, None], (1,) * 4, mode="replicate")
+    return conv2d(padded, kernels).view(len(images), -1, *images.shape[2:])
 
 
 def contexts(images: Tensor, components: int) -> Tensor:

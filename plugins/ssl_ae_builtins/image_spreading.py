@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ssl_ae_builtins.image_distance import distances
-from ssl_ae_builtins.label_graph import graph_of, mean, nearest_others, powered, remembered, symmetric, weights
+from ssl_ae_builtins.label_graph import joined, mean, nearest_others, powered, remembered, symmetric, weights
 from ssl_ae_builtins.label_spreading import Graphs, LabelSpreading, Setting
 
 
@@ -52,7 +52,8 @@ class ImageLabelSpreading(LabelSpreading):
         metric, k, power = setting.metric, setting.k, self.config.power
         products, near = nearest_others(z, metric, max(k, self.config.candidates))
         if self.config.beside == "samples":
-            other = graph_of(principal(x, z.shape[1]), metric, k, power)
+            count = z.shape[1]  # of another round's latents, these components are the same
+            other = remembered(lambda: joined(principal(x, count), metric, k, power), [x], "principal", count, metric, k, power)
         else:
             other = symmetric(weights(products[:, :k], z, metric, power), near[:, :k])
         squares, order = distances(x.unflatten(1, self.shapes.x), near, self._window()).sort(dim=1, stable=True)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from ssl_ae_builtins import label_graph
+from ssl_ae_builtins import image_spreading, label_graph
 from ssl_ae_builtins.image_distance import bent, contexts, distances, gradients
-from ssl_ae_builtins.image_spreading import ImageLabelSpreading
+from ssl_ae_builtins.image_spreading import ImageLabelSpreading, principal
 from ssl_ae_builtins.label_graph import joined, symmetric
 from ssl_ae_builtins.label_spreading import LabelSpreading, Setting
 
@@ -196,6 +196,18 @@ def test_graphs_of_other_images_are_others(monkeypatch):
     assert made.graphs(z.clone(), setting, one.clone()) is first
     assert not torch.equal(made.graphs(z, setting, two).narrow.to_dense(), first.narrow.to_dense())
     assert len(label_graph._remembered) == 2
+
+
+def test_the_components_of_the_samples_are_found_once(monkeypatch):
+    """Rounds change the latents, not the samples."""
+    monkeypatch.setattr(label_graph, "_remembered", {})
+    made, times = head(k=3, candidates=7, beside="samples"), []
+    monkeypatch.setattr(image_spreading, "principal", lambda *asked: times.append(1) or principal(*asked))
+    x = images().flatten(1)
+    for seed in range(5):
+        z = torch.randn(N, K, generator=torch.Generator().manual_seed(seed))
+        made.graphs(z, Setting("cosine", 3, 0.9), x)
+    assert len(times) == 1
 
 
 def test_a_graph_of_twins_is_finite():
