@@ -18,8 +18,8 @@ class ImageLabelSpreading(LabelSpreading):
 
     d is the distance of the image distortion model (Keysers et al. 2007), which forgives what a small bend explains, and s^2 the
     median over the rows of that of the k-th. Labels travel over the mean of this graph and another of the same rows (`beside`),
-    which bridges what neither sees as near; borders between classes are sharpened on this graph alone. A prediction asks the
-    latents only. While it is fitted, memory holds the train samples and up to 12 numbers for each of theirs, 4 bytes a number.
+    which bridges what neither sees as near; `sharpen` moves the borders between classes on this graph alone. A prediction asks
+    the latents only. While it is fitted, memory holds the train samples and up to 12 numbers for each of theirs, 4 bytes a number.
     """
 
     name = "image_label_spreading"
@@ -36,7 +36,7 @@ class ImageLabelSpreading(LabelSpreading):
             None,
             ge=1,
             description="pixels along the shorter side of the images that `window` is meant for: on others the same relative "
-            "reach, 1 at least; default: the images' own",
+            "reach, 1 at least where it is not 0; default: the images' own",
         )
 
     @classmethod
@@ -63,8 +63,8 @@ class ImageLabelSpreading(LabelSpreading):
         return Graphs(mean(again, other), again)
 
     def _window(self) -> int:
-        config = self.config
-        return config.window if config.side is None else max(1, round(config.window * min(self.shapes.x[1:]) / config.side))
+        window, side = self.config.window, self.config.side
+        return window if side is None else max(min(1, window), round(window * min(self.shapes.x[1:]) / side))
 
     @classmethod
     def check(cls, config: Config, recipe) -> list[str]:

@@ -173,6 +173,7 @@ def test_the_window_goes_with_the_image():
     assert head((1, 28, 28), side=28)._window() == 2
     assert head((3, 56, 70), side=28)._window() == 4
     assert head((1, 8, 8), side=28)._window() == 1  # 0.57 of a pixel would be no look at all
+    assert head((1, 8, 8), side=28, window=0)._window() == 0
 
 
 @pytest.mark.parametrize(
