@@ -19,7 +19,7 @@ class ImageLabelSpreading(LabelSpreading):
     d is the distance of the image distortion model (Keysers et al. 2007), which forgives what a small bend explains, and s^2 the
     median over the rows of that of the k-th. Labels travel over the mean of this graph and another of the same rows (`beside`),
     which bridges what neither sees as near; `sharpen` moves the borders between classes on this graph alone. A prediction asks
-    the latents only. While it is fitted, memory holds the train samples and up to 12 numbers for each of theirs, 4 bytes a number.
+    the latents only. While it is fitted, memory holds the train samples and up to 12 numbers for each of theirs, 4 bytes each.
     """
 
     name = "image_label_spreading"
