@@ -14,12 +14,13 @@ from ssl_ae_builtins.label_spreading import Graphs, LabelSpreading, Setting
 
 
 class ImageLabelSpreading(LabelSpreading):
-    """`label_spreading` where of the `candidates` nearest latents the k nearest images are joined, by exp(-d^2 / 2 s^2)^power.
+    """`label_spreading` whose neighbours get a second look, by the image distortion model (Keysers et al. 2007).
 
-    d is the distance of the image distortion model (Keysers et al. 2007), which forgives what a small bend explains, and s^2 the
-    median over the rows of that of the k-th. Labels travel over the mean of this graph and another of the same rows (`beside`),
-    which bridges what neither sees as near; `sharpen` moves the borders between classes on this graph alone. A prediction asks
-    the latents only. While it is fitted, memory holds the train samples and up to 12 numbers for each of theirs, 4 bytes each.
+    Of the `candidates` nearest latents the k nearest images are joined, by exp(-d^2 / 2 s^2)^power: d is the model's distance,
+    which forgives what a small bend explains, and s^2 the median over the rows of that of the k-th. Labels travel over the mean
+    of this graph and another of the same rows (`beside`), which bridges what neither sees as near; `sharpen` moves the borders
+    between classes on this graph alone. A prediction asks the latents only. While it is fitted, memory holds the train samples
+    and up to 12 numbers for each of theirs, 4 bytes each.
     """
 
     name = "image_label_spreading"
