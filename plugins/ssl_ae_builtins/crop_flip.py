@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 import ssl_ae
-from ssl_ae_builtins.images import check_images
+from ssl_ae_builtins.images import check_images, complaints
 
 
 class CropFlip(ssl_ae.Regularizer):
@@ -56,9 +56,8 @@ class CropFlip(ssl_ae.Regularizer):
     @classmethod
     def check(cls, config: Config, recipe) -> Iterator[str]:
         shape = recipe.shapes.x
-        if len(shape) != 3:
-            yield f"crop_flip needs images (C, H, W), but a sample has shape {shape}. Remove crop_flip."
-        elif config.padding >= min(shape[1:]):
+        yield from complaints(cls.name, shape, "Remove crop_flip.")
+        if len(shape) == 3 and config.padding >= min(shape[1:]):
             yield (
                 f"crop_flip.padding = {config.padding}: an image of {shape[1]} x {shape[2]} could be shifted out of sight. "
                 f"Set less than {min(shape[1:])}, a tenth of the side, say."

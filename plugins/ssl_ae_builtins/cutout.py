@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 import ssl_ae
-from ssl_ae_builtins.images import check_images
+from ssl_ae_builtins.images import check_images, complaints
 
 
 class Cutout(ssl_ae.Regularizer):
@@ -39,7 +37,5 @@ class Cutout(ssl_ae.Regularizer):
         return (at >= first) & (at < first + width)
 
     @classmethod
-    def check(cls, config: Config, recipe) -> Iterator[str]:
-        shape = recipe.shapes.x
-        if len(shape) != 3:
-            yield f"cutout needs images (C, H, W), but a sample has shape {shape}. Remove cutout, or take masking_noise."
+    def check(cls, config: Config, recipe) -> list[str]:
+        return complaints(cls.name, recipe.shapes.x, "Remove cutout, or take masking_noise.")

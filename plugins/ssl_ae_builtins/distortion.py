@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 import ssl_ae
-from ssl_ae_builtins.images import check_images
+from ssl_ae_builtins.images import check_images, complaints, pixel_scale
 
 REACH = 4  # standard deviations at which the smoothing kernel ends
 LOST = 1e-4  # largest part of a pixel's variance that the modes left out of the elastic field would have added
@@ -54,7 +54,7 @@ class Distortion(ssl_ae.Regularizer):
     def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
         super().__init__(config, shapes)
         self._sizes = tuple(shapes.x[1:])
-        self._unit = 1.0 if config.side is None else min(self._sizes) / config.side
+        self._unit = pixel_scale(shapes.x, config.side)
         # a displacement has alpha / sigma pixels, times a constant, and sigma of them are alike
         self._alpha, self._sigma = config.alpha * self._unit**2, config.sigma * self._unit
         if config.alpha:  # on the device beforehand: a step that sends them there would wait
@@ -90,10 +90,7 @@ class Distortion(ssl_ae.Regularizer):
 
     @classmethod
     def check(cls, config: ssl_ae.Config, recipe) -> list[str]:
-        shape = recipe.shapes.x
-        if len(shape) == 3:
-            return []
-        return [f"distortion needs images (C, H, W), but a sample has shape {shape}. Remove distortion."]
+        return complaints(cls.name, recipe.shapes.x, "Remove distortion.")
 
 
 def affine(angle: Tensor, shear: Tensor, log_scale: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ssl_ae_builtins.image_distance import distances
+from ssl_ae_builtins.images import complaints, pixel_scale
 from ssl_ae_builtins.label_graph import joined, mean, nearest_others, powered, remembered, symmetric, weights
 from ssl_ae_builtins.label_spreading import Graphs, LabelSpreading, Setting
 
@@ -64,14 +65,12 @@ class ImageLabelSpreading(LabelSpreading):
         return Graphs(mean(again, other), again)
 
     def _window(self) -> int:
-        window, side = self.config.window, self.config.side
-        return window if side is None else max(min(1, window), round(window * min(self.shapes.x[1:]) / side))
+        window = self.config.window
+        return max(min(1, window), round(window * pixel_scale(self.shapes.x, self.config.side)))
 
     @classmethod
     def check(cls, config: Config, recipe) -> list[str]:
-        found, shape = super().check(config, recipe), recipe.shapes.x
-        if len(shape) != 3:
-            found.append(f"{cls.name} needs images (C, H, W), but a sample has shape {shape}. Take label_spreading.")
+        found = super().check(config, recipe) + complaints(cls.name, recipe.shapes.x, "Take label_spreading.")
         if config.k != "auto" and config.k > config.candidates:
             found.append(f"model.head.k = {config.k} of {config.candidates} candidates: raise model.head.candidates.")
         return found
