@@ -13,6 +13,7 @@ from ssl_ae.errors import RecipeError
 MOST_DISTANCES = 2**22  # held at once: 32 MiB of float64
 GROUPS = 64  # of codes, of which only those with a large maximum are looked at one by one
 QUERIES = 64  # answered together: their products with all codes stay near
+FEW = 1024  # queries up to which laying the codes out for products costs more than it saves
 SLACK = 1e-9  # of the squared sizes: more than float64 loses where distances are made of products, K up to 10^6
 
 
@@ -102,16 +103,18 @@ def largest_products(codes: Tensor, queries: Tensor, count: int) -> tuple[Tensor
     groups with the largest maxima, so only those are sorted: a third of the time of sorting all.
     """
     size = -(-len(codes) // GROUPS)  # of a group: every size-th place of a row of products
-    across = torch.nn.functional.pad(codes, (0, 0, 0, GROUPS * size - len(codes))).T.contiguous()
     within_group = torch.arange(GROUPS, device=codes.device) * size
+    across = codes.T if len(queries) <= FEW else codes.T.contiguous()
     products, rows = (
         queries.new_empty(len(queries), count),
         torch.empty(len(queries), count, dtype=torch.int64, device=codes.device),
     )
+    # one place for all products: fresh memory each time costs a CPU more than the products do
+    held = queries.new_full((min(QUERIES, len(queries)), GROUPS * size), -torch.inf)
     for start in range(0, len(queries), QUERIES):
-        here = slice(start, start + QUERIES)
-        every = queries[here] @ across
-        every[:, len(codes) :] = -torch.inf
+        some, here = queries[start : start + QUERIES], slice(start, start + QUERIES)
+        every = held[: len(some)]
+        torch.mm(some, across, out=every[:, : len(codes)])
         best = every.unflatten(1, (GROUPS, size)).amax(1).topk(min(count, size), dim=1).indices
         candidates = (best[:, :, None] + within_group).flatten(1)
         products[here], places = every.gather(1, candidates).topk(count, dim=1)

@@ -15,7 +15,7 @@ BUILTINS = ROOT / "plugins" / "ssl_ae_builtins"
 # From the ground up. A room imports only from floors below its own; rooms of one floor do not know each other.
 FLOORS = [
     {"errors"},
-    {"files", "stopping", "trace", "randomness", "progress", "moments", "pictures", "findings"},
+    {"files", "stopping", "memory", "trace", "randomness", "progress", "moments", "pictures", "findings"},
     {"replay", "latent", "likelihood", "tables", "data.card", "data.keys", "data.tar"},
     {"data.sources", "data.damage", "data.holdout", "data.moments", "data.samples", "data.order", "latents"},
     {"data.targets", "data.shards", "data.remote", "data.loading"},
@@ -70,6 +70,7 @@ OWNERS = {
     "packaging": {"doctor"},
     "fsspec": {"data.remote"},
     "aiohttp": {"data.remote"},
+    "ctypes": {"memory"},
 }
 FORBIDDEN_ROOMS = {"utils", "common", "helpers", "base", "misc", "types"}
 LONGEST = 400

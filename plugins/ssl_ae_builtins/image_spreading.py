@@ -21,7 +21,7 @@ class ImageLabelSpreading(LabelSpreading):
     which forgives what a small bend explains, and s^2 the median over the rows of that of the k-th. Labels travel over the mean
     of this graph and another of the same rows (`beside`), which bridges what neither sees as near; `sharpen` moves the borders
     between classes on this graph alone. A prediction asks the latents only. While it is fitted, memory holds the train samples
-    and up to 12 numbers for each of theirs, 4 bytes each.
+    and about 7 numbers for each of their pixels, 4 bytes each.
     """
 
     name = "image_label_spreading"

@@ -23,6 +23,7 @@ from ssl_ae.data.pack import pack
 from ssl_ae.data.remote import Remote, opened
 from ssl_ae.data.sources import PackOptions
 from ssl_ae.errors import CheckpointError, DataError, RecipeError
+from ssl_ae.memory import keep_freed
 from ssl_ae.model import Model, build, check_layers
 from ssl_ae.progress import Reporter
 from ssl_ae.recipe import Recipe
@@ -232,6 +233,7 @@ def open_workspace(
     """
     reporter, registry = reporter or Reporter(), registry or Registry.discover()
     live_store()  # a store that cannot work is told now
+    keep_freed()
     with no_denormals(), distributed.process_group(recipe.device) as device, contextlib.ExitStack() as stack:
         reporter.silent = reporter.silent or not distributed.is_main()
         data, resolved = open_data(recipe, registry, source, reporter)
