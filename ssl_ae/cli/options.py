@@ -31,6 +31,9 @@ Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passe
 EpochsOfAll = Annotated[
     int | None, typer.Option("--epochs", metavar="N", help="Passes over the train split, of every training stage.")
 ]
+Labels = Annotated[
+    str | None, typer.Option("--labels", metavar="FILE|N|all", help="CSV or Parquet of key,label; N labels in all; or all.")
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Throw away what was made before and start over.")]
 Nproc = Annotated[int | None, typer.Option("--nproc", metavar="N", min=1, help="Start N ranks on this machine, one a GPU.")]
 MaxRestarts = Annotated[
@@ -68,12 +71,12 @@ def load(path: Path, sets: list[str] | None, fields: dict[str, Any] | None = Non
     return recipe.load(path, [*given, *(sets or [])])
 
 
-def load_for_stages(path: Path, sets: list[str] | None, epochs: int | None) -> Recipe:
+def load_for_stages(path: Path, sets: list[str] | None, epochs: int | None, fields: dict[str, Any] | None = None) -> Recipe:
     """The recipe of a command that makes all its stages, each of which trains for so many epochs where they are given."""
     from ssl_ae.recipe import in_every_stage
 
-    fields = passes(epochs, "pretrain", "finetune")
-    return in_every_stage(load(path, sets, fields), fields)
+    of_all = passes(epochs, "pretrain", "finetune")
+    return in_every_stage(load(path, sets, (fields or {}) | of_all), of_all)
 
 
 def passes(epochs: int | None, *sections: str) -> dict[str, Any]:

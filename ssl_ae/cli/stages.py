@@ -13,6 +13,7 @@ from ssl_ae.cli.options import (
     EpochsOfAll,
     Force,
     Json,
+    Labels,
     MaxRestarts,
     Nproc,
     Out,
@@ -119,9 +120,7 @@ def finetune(
     alternate: Annotated[bool, typer.Option("--alternate", help="One step on l_X, one step on l_Y, in turn.")] = False,
     end_to_end: Annotated[bool, typer.Option("--end-to-end", help="Encoder and head by l_Y alone.")] = False,
     alpha: Annotated[float | None, typer.Option(metavar="A", help="Weight of l_X beside l_Y (--joint).")] = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="FILE|N|all", help="CSV or Parquet of key,label; N labels in all; or all.")
-    ] = None,
+    labels: Labels = None,
     set_: Set = None,
     out: Out = None,
     epochs: Epochs = None,
@@ -219,6 +218,7 @@ def predict(
 
 def run(
     recipe: RecipePath,
+    labels: Labels = None,
     set_: Set = None,
     out: Out = None,
     epochs: EpochsOfAll = None,
@@ -233,8 +233,9 @@ def run(
     \b
     ssl-ae run pipelines/digits_demo.yaml
     ssl-ae run pipelines/mnist_vae.yaml --out runs/again
+    ssl-ae run pipelines/mnist_100.yaml --labels sheet.csv
     """
-    chosen = load_for_stages(recipe, set_, epochs)
+    chosen = load_for_stages(recipe, set_, epochs, {"data.labels": budget(labels)})
     if nproc is not None:
         start_ranks(nproc, max_restarts, chosen, str(recipe))
         return

@@ -11,6 +11,7 @@ import numpy as np
 
 from ssl_ae import distributed, files
 from ssl_ae.choosing import margins, typical, uncertain
+from ssl_ae.data.card import Y
 from ssl_ae.errors import DataError, RecipeError
 from ssl_ae.stages.evaluate import model_of, workspace_of
 from ssl_ae.stages.labels import Labels, labels_of
@@ -20,9 +21,9 @@ from ssl_ae.stages.reconstruct import write_image
 from ssl_ae.stages.scoring import predict_rows
 from ssl_ae.stages.search import codes_of
 from ssl_ae.stages.workspace import Workspace
+from ssl_ae.trace import UNLABELED
 
 SPLIT = "train"  # the only one that anything is learnt from
-COLUMNS = ("key", "label", "thumbnail")
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class Choice:
 
     rows: np.ndarray  # (n,)
     rule: str
-    labeled: int  # rows that have a label already
+    labels: Labels  # that there are already
+    y: Y | None  # what they mean, where there are any
     margins: np.ndarray | None = None  # (n,) of the method that was asked
 
 
 def suggest(ws: Workspace, budget: int, out: Path, method: str | None = None) -> Outcome:
     """Write `out`, a CSV of key, label (empty) and thumbnail, with the `budget` samples of train to label next.
+
+    Below them come the labels that there are, so that the sheet alone is what `--labels` takes once it is filled in.
 
     Without a finetuned model: rows that are typical of the codes and far from each other. With one: rows that it is unsure
     of, unlike each other. Raises RecipeError for a sheet that is there already, because its labels would be lost, and
@@ -50,9 +54,11 @@ def suggest(ws: Workspace, budget: int, out: Path, method: str | None = None) ->
         ws.reporter.warn(f"--budget {budget}: only {count:,} rows of train have no label yet; all of them are in {out}.")
     with distributed.main_first() as main:
         if main:
-            write_sheet(ws, chosen.rows, out)
-    ws.reporter.say(f"suggest: {count:,} rows by {chosen.rule}; fill in the column label, then finetune --labels {out}")
-    metrics = {"rows": float(count), "labeled": float(chosen.labeled)}
+            write_sheet(ws, chosen, out)
+    there = chosen.labels.count
+    below = f" (below them are the {there:,} that there are)" if there else ""
+    ws.reporter.say(f"suggest: {count:,} rows by {chosen.rule}; fill in their labels{below}, then give --labels {out}")
+    metrics = {"rows": float(count), "labeled": float(there)}
     if chosen.margins is not None:
         metrics["margin"] = float(chosen.margins.mean())
     return Outcome(
@@ -67,21 +73,22 @@ def suggest(ws: Workspace, budget: int, out: Path, method: str | None = None) ->
 
 def cold_start(ws: Workspace, budget: int) -> Choice:
     """By the codes alone."""
-    labeled = labeled_rows(ws)
-    refuse_full(ws, labeled)
+    labels = labels_before(ws)
+    refuse_full(ws, labels.known)
     table = codes_of(ws, SPLIT)
-    return Choice(typical(table.z, budget, labeled, ws.recipe.seed), "typical codes, spread by k-means", int(labeled.sum()))
+    rows = typical(table.z, budget, labels.known, ws.recipe.seed)
+    return Choice(rows, "typical codes, spread by k-means", labels, ws.card.y)
 
 
-def labeled_rows(ws: Workspace) -> np.ndarray:
-    """(N,) bool: rows that have a label before anything is finetuned: in the recipe's file, or in the data where it takes all.
+def labels_before(ws: Workspace) -> Labels:
+    """Labels that there are before anything is finetuned: in the recipe's file, or in the data where it takes all.
 
     Of a budget that is drawn (`per_class`, a total) nobody has asked for any label yet.
     """
     given = ws.recipe.data.labels
     if given == "all":
-        return Labels(ws.data.labels(SPLIT), None).known
-    return labels_of(ws).known if isinstance(given, str) else np.zeros(ws.data.split(SPLIT).rows, dtype=bool)
+        return Labels(ws.data.labels(SPLIT), None)
+    return labels_of(ws) if isinstance(given, str) else Labels(np.full(ws.data.split(SPLIT).rows, UNLABELED), None)
 
 
 def by_method(ws: Workspace, budget: int, method: str | None) -> Choice:
@@ -92,12 +99,12 @@ def by_method(ws: Workspace, budget: int, method: str | None) -> Choice:
         raise DataError(
             f"{stage.path} predicts numbers, which have no margin. Ask a run that is only pretrained: it chooses by its codes."
         )
-    labeled = labels_of(own).known
-    refuse_full(ws, labeled)
+    labels = labels_of(own)
+    refuse_full(ws, labels.known)
     predictions = predict_rows(model_of(own, stage), own.feed(SPLIT))
-    rows = uncertain(predictions.codes, predictions.values, budget, labeled, ws.recipe.seed)
+    rows = uncertain(predictions.codes, predictions.values, budget, labels.known, ws.recipe.seed)
     rule = f"smallest margins of {stage.path.name}, spread by k-means"
-    return Choice(rows, rule, int(labeled.sum()), margins(predictions.values[rows]))
+    return Choice(rows, rule, labels, own.card.y, margins(predictions.values[rows]))
 
 
 def refuse_full(ws: Workspace, labeled: np.ndarray) -> None:
@@ -117,19 +124,32 @@ def thumbnails_of(out: Path) -> Path:
     return out.with_name(f"{out.stem}-thumbnails")
 
 
-def write_sheet(ws: Workspace, rows: np.ndarray, out: Path) -> None:
+def write_sheet(ws: Workspace, chosen: Choice, out: Path) -> None:
     """The sheet, and beside it a folder of thumbnails where samples are images."""
-    samples = ws.data.split(SPLIT)
-    pictures = [""] * len(rows)
+    samples, labels = ws.data.split(SPLIT), chosen.labels
+    pictures = [""] * len(chosen.rows)
     if ws.card.x.kind == "image":
         folder = thumbnails_of(out)
-        pictures = [f"{folder.name}/{place:05d}.png" for place in range(1, len(rows) + 1)]
+        pictures = [f"{folder.name}/{place:05d}.png" for place in range(1, len(pictures) + 1)]
         with files.folder_aside(folder) as aside:
-            for row, name in zip(rows, pictures, strict=True):
+            for row, name in zip(chosen.rows, pictures, strict=True):
                 write_image(aside / Path(name).name, samples.read(row[None])[0], ws.card.x)
             files.move_folder(aside, folder)
+    known = np.flatnonzero(labels.known)
+    columns = {
+        "key": [*samples.keys[chosen.rows], *samples.keys[known]],
+        "label": [""] * len(chosen.rows) + [cell_of(label, chosen.y) for label in labels.y[known]],
+        "thumbnail": pictures + [""] * len(known),
+    }
+    if labels.weight is not None:
+        columns["weight"] = ["1"] * len(chosen.rows) + [str(weight) for weight in labels.weight[known]]
     sheet = io.StringIO()
     lines = csv.writer(sheet, lineterminator="\n")
-    lines.writerow(COLUMNS)
-    lines.writerows(zip(samples.keys[rows].tolist(), [""] * len(rows), pictures, strict=True))
+    lines.writerow(columns)
+    lines.writerows(zip(*columns.values(), strict=True))
     files.write_text(out, sheet.getvalue())
+
+
+def cell_of(label: np.ndarray, y: Y) -> str:
+    """A label as a sheet has it: the name of its class, or its numbers with blanks between them."""
+    return y.names[label] if label.ndim == 0 else " ".join(map(str, label))

@@ -1,6 +1,7 @@
 """suggest: a sheet of samples to label, read back by `--labels` once it is filled in."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ssl_ae import latents
 from ssl_ae.data.dataset import DataSet
+from ssl_ae.data.labels import LabelTable
 
 
 def sheet_of(path):
@@ -59,7 +61,39 @@ def test_a_label_that_is_there_is_not_asked_for_again(pretrained, recipe, digits
     assert call("finetune", recipe(), "--out", pretrained, "--labels", labels, "--epochs", 1).code == 0
     more = call("suggest", pretrained, "--budget", 20, "--out", "more.csv", "--json").json
     assert more["metrics"]["labeled"] == 20
-    assert not {row["key"] for row in sheet_of("sheet.csv")} & {row["key"] for row in sheet_of("more.csv")}
+    rows = sheet_of("more.csv")
+    assert not {row["key"] for row in sheet_of("sheet.csv")} & {row["key"] for row in rows[:20]}
+    given = {row["key"]: row["label"] for row in sheet_of(labels)}
+    assert {row["key"]: row["label"] for row in rows[20:]} == given  # the sheet alone is what `--labels` takes
+    said = call("run", recipe({"stages": ["pretrain", "extract", "finetune"]}), "--out", pretrained, "--labels", "more.csv")
+    assert said.code == 0, said.stderr
+    assert "20 labels of" in said.stderr
+
+
+def test_weights_and_numbers_come_along(here):
+    """Regression: numbers with as many digits as it takes to read the same ones back."""
+    random = np.random.default_rng(0)
+    np.savez("numbers.npz", x_train=random.normal(size=(53, 7)).astype(np.float32), y_train=random.normal(size=(53, 2)))
+    assert call("data", "pack", "numbers.npz", "data").code == 0
+    data = DataSet.open(here / "data")
+    keys = data.split("train").keys[:11]
+    wanted = {key: (random.normal(size=2).astype(np.float32), random.random(dtype=np.float32)) for key in keys}
+    lines = [f"{key},{a} {b},{weight}" for key, ((a, b), weight) in wanted.items()]
+    (here / "labels.csv").write_text("\n".join(["key,label,weight", *lines]) + "\n")
+    recipe = {
+        "name": "numbers",
+        "data": {"path": "data", "labels": "labels.csv"},
+        "model": {"latent_dim": 3, "encoder": {"name": "mlp"}, "decoder": {"name": "mlp"}, "head": {"name": "gaussian"}},
+        "pretrain": {"epochs": 1},
+    }
+    (here / "recipe.yaml").write_text(json.dumps(recipe))
+    assert call("run", "recipe.yaml", "--set", "stages=[pretrain, extract]", "--out", "run").code == 0
+    assert call("suggest", "run", "--budget", 5, "--out", "sheet.csv").code == 0
+    table = LabelTable.read(here / "sheet.csv", data.card.y)
+    assert len(table.keys) == 16
+    for key, label, weight in list(zip(table.keys, table.labels, table.weight, strict=True))[5:]:
+        np.testing.assert_array_equal(label, wanted[key][0])
+        assert weight == wanted[key][1]
 
 
 @pytest.mark.parametrize(
