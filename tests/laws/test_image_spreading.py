@@ -218,3 +218,13 @@ def test_a_graph_of_twins_is_finite():
     assert torch.isfinite(made.narrow.to_dense()).all()
     ones = symmetric(torch.ones(N, 3), torch.stack([(torch.arange(N) + d) % N for d in (1, 2, 3)], 1)).to_dense()
     assert torch.isfinite(ones).all()
+
+
+def test_what_is_held_out_is_judged_on_the_same_graphs():
+    x, truth, z = moving_bars()
+    y = truth.where(torch.arange(211) < 22, -1)
+    looking = ImageLabelSpreading(
+        ImageLabelSpreading.Config(candidates=100, sharpen=5), Shapes(x=(1, 11, 11), latent=K, classes=2, targets=None)
+    )
+    p = looking.held_out(z, y, torch.arange(22)[None] % 11, x.flatten(1))
+    assert (p[0].argmax(1) == truth[:22]).float().mean() > 0.9

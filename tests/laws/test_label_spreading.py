@@ -203,9 +203,26 @@ def test_few_labels_choose_nothing():
         few[torch.nonzero(y == c)[: rooms.FOLDS - 1, 0]] = c
     safe = (rooms.SAFE_METRIC, rooms.SAFE_K, rooms.SAFE_ALPHA)
     everything = LabelSpreading.Config(k="auto", metric="auto", alpha="auto")
-    assert len(settings_of(everything)) == 18
+    assert len(settings_of(everything)) == 24
     assert chosen(None, few, C, settings_of(everything)) == (safe, 1.0)
     assert chosen(None, few, C, settings_of(LabelSpreading.Config(alpha=0.3, k=4))) == (("cosine", 4, 0.3), 1.0)
+
+
+def test_a_class_of_few_labels_is_never_held_out():
+    """It stops nobody else from choosing, and all its labels spread while others are held out."""
+    z, y, _ = rows(503)
+    y[torch.nonzero(y == 0)[rooms.FOLDS - 1 :, 0]] = -1
+    known = torch.nonzero(y >= 0)[:, 0]
+    fold = folds(y[known])
+    assert ((fold < 0) == (y[known] == 0)).all()
+    graphs = Graphs(graph_of(z), graph_of(z))
+    found = rooms.without_fold(graphs, y, known, fold, C, 0.9)
+    for number in range(rooms.FOLDS):
+        without = y.clone()
+        without[known[fold == number]] = -1
+        expected = rooms.shares_of(spread(graphs.wide, labels_of(without), 0.9))
+        torch.testing.assert_close(found[fold == number], expected[known[fold == number]], atol=5e-3, rtol=5e-3)
+    assert chosen(lambda setting: graphs, y, C, [rooms.Setting("cosine", 5, 0.9)])[1] != 1.0
 
 
 def test_calibration_makes_unseen_labels_likelier(monkeypatch):
