@@ -30,11 +30,12 @@ READS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 class Auto(ssl_ae.TableHead):
     """Of classifiers on samples, latents and both, the simplest that held-out labels do not speak against (Stone 1974).
 
-    The labels are parted into `folds` that show the classes alike, and each is held out in turn; a forest is judged by those of
-    its trees that have not seen a label. From simple to complex, a candidate is taken where its Brier score on held-out labels
-    (|p - y|^2, Brier 1950: proper as the log-loss is, and no row can decide it alone) is better than that of the one taken
-    before by more than the standard error of their difference. Labels too few to choose by choose nothing: logistic regression
-    on the samples it is. Classes count as often as the labels show them. Of more than 2,000 labels, 2,000 choose.
+    The labels are parted into `folds` that show the classes alike, and each is held out in turn; a forest is judged by those
+    of its trees that have not seen a label; what label spreading chooses by cross-validation, all labels chose. From simple
+    to complex, a candidate is taken where its Brier score on held-out labels (|p - y|^2, Brier 1950: proper as the log-loss
+    is, and no row can decide it alone) is better than that of the one taken before by more than the standard error of their
+    difference. Labels too few to choose by choose nothing: logistic regression on the samples it is. Classes count as often
+    as the labels show them. Of more than 2,000 labels, 2,000 choose.
     """
 
     name = "auto"

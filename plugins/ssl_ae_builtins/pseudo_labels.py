@@ -36,5 +36,5 @@ class PseudoLabels(ssl_ae.Regularizer):
     @classmethod
     def check(cls, config: ssl_ae.Config, recipe) -> list[str]:
         if recipe.shapes.classes is None:
-            return ["pseudo_labels are of classes, but the labels are numbers. Remove pseudo_labels."]
+            return [f"pseudo_labels are guesses of classes, and {recipe.card.name} has none. Remove pseudo_labels."]
         return []
