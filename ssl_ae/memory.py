@@ -8,7 +8,7 @@ import sys
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # mallopt's names for them (malloc.h of glibc)
 KEPT = 2**31 - 1  # bytes at the end of the heap that are not given back: the most that it takes
-LARGEST = (2**30, 2**25)  # bytes of a block that is kept: what is asked for, and the most that older versions take
+LARGEST, LARGEST_OF_OLD = 2**30, 2**25  # bytes of a block that is kept; the most that older versions of glibc take
 
 
 @functools.cache
@@ -23,5 +23,5 @@ def keep_freed() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        any(mallopt(MMAP_THRESHOLD, most) for most in LARGEST)
+        mallopt(MMAP_THRESHOLD, LARGEST) or mallopt(MMAP_THRESHOLD, LARGEST_OF_OLD)
         mallopt(TRIM_THRESHOLD, KEPT)
