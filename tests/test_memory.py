@@ -7,7 +7,7 @@ import sys
 import pytest
 
 PROGRAM = """
-import json, resource, sys
+import json, resource
 import torch
 from ssl_ae.memory import keep_freed
 

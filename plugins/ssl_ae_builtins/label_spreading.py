@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import product
 from typing import Annotated, Literal, NamedTuple
 
@@ -129,6 +130,7 @@ class LabelSpreading(ssl_ae.TableHead):
     def _chosen(self, z: Tensor, y: Tensor, *x: Tensor) -> tuple[Graphs, Setting, float]:
         """What the labels choose for centred latents (N, K): graphs, their setting, and the exponent that calibrates them."""
 
+        @lru_cache(maxsize=1)  # asked for again once it is chosen
         def graphs(setting: Setting) -> Graphs:
             return self.graphs(z, setting, *x)
 
@@ -224,12 +226,13 @@ def chosen(
     known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
     best, fold = settings[0], folds(y[known])
     judged = fold >= 0
-    if len(y[known][judged].unique()) < 2:
+    truth = y[known][judged]
+    if len(truth.unique()) < 2:
         return best, 1.0
 
     def tried(each: Setting, sharpen: int = 0) -> tuple[Tensor, float]:
         p = without_fold(graphs(each), y, known, fold, classes, each.alpha, sharpen)
-        return likeliest(p[judged], y[known][judged])
+        return likeliest(p[judged], truth)
 
     found = {each: tried(each) for each in settings} if len(settings) > 1 else {}
     if found:
@@ -263,10 +266,8 @@ def likeliest(p: Tensor, y: Tensor) -> tuple[Tensor, float]:
 def without_fold(graphs: Graphs, y: Tensor, known: Tensor, fold: Tensor, classes: int, alpha: float, sharpen: int = 0) -> Tensor:
     """Probabilities of the labelled rows `known` (L,) when their fold (L,) is held out, (L, C), before calibration.
 
-    Rows of fold -1 never are, and have no answer: 1 / C.
-
-    Spreading is linear in the labels: each fold spreads by itself, and what a fold is predicted by is the sum of the others.
-    Sharpening is not: it is done fold by fold.
+    Rows of fold -1 never are, and have no answer: 1 / C. Spreading is linear in the labels: each fold spreads by itself, and
+    what a fold is predicted by is the sum of the others. Sharpening is not: it is done fold by fold.
     """
     count = int(fold.max()) + 1
     part = torch.where(fold < 0, count, fold)
