@@ -272,6 +272,7 @@ class TableHead(Component):
     fitted_at_once: ClassVar[bool] = True
     reads_unlabeled: ClassVar[bool] = False  # learns from where unlabelled rows lie, too
     reads_samples: ClassVar[bool] = False  # takes the samples beside their latents
+    fits_on: ClassVar[frozenset[str]] = frozenset({"cpu"})  # types of device whose tensors `fit` takes
 
     @abstractmethod
     def fit(self, z: Tensor, y: Tensor, *more: Tensor | Network) -> None:
@@ -285,6 +286,10 @@ class TableHead(Component):
     def reads_all_samples(cls, config: Config) -> bool:
         """Whether, with these options, `fit` takes the samples of all rows beside their latents: they are held in memory."""
         return False
+
+    def place(self, device: torch.device) -> torch.device:
+        """Where `fit` takes its tensors in a run on `device`: there, or on the host."""
+        return device if device.type in self.fits_on else torch.device("cpu")
 
     def rival(self) -> Head | None:
         """A head to be trained end to end on top of the network, for `fit` to compare with; None where it does not."""

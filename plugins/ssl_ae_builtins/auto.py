@@ -40,6 +40,7 @@ class Auto(ssl_ae.TableHead):
 
     name = "auto"
     reads_samples = True
+    fits_on = LabelSpreading.fits_on
 
     class Config(ssl_ae.Config):
         folds: int = Field(5, ge=2, description="parts of the labels, each held out in turn")
@@ -72,6 +73,7 @@ class Auto(ssl_ae.TableHead):
 
     def fit(self, z: Tensor, y: Tensor, x: Tensor, network: ssl_ae.Network | None = None) -> None:
         """z (N, K), y (N,) with UNLABELED = -1, x (L, D) of the labelled rows; only the candidate that is taken is kept."""
+        y, x = y.cpu(), x.cpu()  # where scikit-learn is
         labels = y[y != ssl_ae.UNLABELED]
         self.candidates = self._fresh()  # what an earlier fit kept
         choice = too_few(labels, NAMES[0]) or self._choose(z, y, x, labels, network)
@@ -81,7 +83,7 @@ class Auto(ssl_ae.TableHead):
             taken.keep("weight", linear.weight.cpu())
             taken.keep("bias", linear.bias.cpu())
         else:
-            taken.fit(*CANDIDATES[place].table(z, y, x))
+            taken.fit(*CANDIDATES[place].table(taken, z, y, x))
         self.keep("taken", torch.tensor(place))
         self._findings = choice.findings({each.name for each in CANDIDATES if each.reads != "samples"})
 
@@ -92,7 +94,8 @@ class Auto(ssl_ae.TableHead):
         folds = stratified(labels, self.config.folds, max(1, min(self.config.repeats, ENOUGH // len(labels))))
         scratch = self._fresh()
         fitted = [each for each in CANDIDATES if each.name != NETWORK]
-        held_out = {each.name: each.held_out(scratch[each.name], *each.table(z, y, x), folds) for each in fitted}
+        tables = {each.name: each.table(scratch[each.name], z, y, x) for each in fitted}
+        held_out = {each.name: each.held_out(scratch[each.name], *tables[each.name], folds).cpu() for each in fitted}
         if network is not None:  # in one way: a training each fold is slow enough
             held_out[NETWORK] = network.held_out(y, folds[:1]).expand(len(folds), -1, -1)
         return choose({name: (p + LEAST) / (1 + p.shape[2] * LEAST) for name, p in held_out.items()}, labels)
@@ -140,10 +143,11 @@ class Candidate:
     def name(self) -> str:
         return f"{self.model}-{self.reads}"
 
-    def table(self, z: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What it is fitted on: of latents every row, of samples the labelled ones."""
+    def table(self, head: ssl_ae.TableHead, z: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What it is fitted on, where its head takes it: of latents every row, of samples the labelled ones."""
         rows = torch.full_like(y, True, dtype=torch.bool) if self.reads == "latents" else y != ssl_ae.UNLABELED
-        return READS[self.reads](z[rows], x), y[rows]
+        place = head.place(z.device)
+        return READS[self.reads](z[rows].to(place), x.to(place)), y[rows].to(place)
 
 
 def logistic(config: Auto.Config, shapes: ssl_ae.Shapes) -> Logistic:

@@ -15,6 +15,7 @@ LEARNT_FROM = 1000  # images
 PART = 100  # images whose maps are made together: more would not stay near
 COARSE = 16  # pixels from which on every second one along each axis is looked at: their contexts overlap
 AT_ONCE = 2**17  # numbers of a batch of candidates, per shift: more would not stay near
+AT_ONCE_THERE = 2**24  # on an accelerator, where to begin costs more than to go through so many
 
 
 def distances(images: Tensor, near: Tensor, window: int) -> Tensor:
@@ -62,7 +63,8 @@ def bent(found: Tensor, near: Tensor, window: int, step: int) -> Tensor:
     inside = pad(found.new_ones(height, width), (0, wide - width)).flatten()[:run]
     unmoved, begin = shifts[len(shifts) // 2]
     squares = found.new_empty(near.shape)
-    batches = torch.arange(len(found)).split(max(1, AT_ONCE // (found.shape[1] * run * near.shape[1])))
+    most = AT_ONCE if found.device.type == "cpu" else AT_ONCE_THERE
+    batches = torch.arange(len(found), device=found.device).split(max(1, most // (found.shape[1] * run * near.shape[1])))
     # one place for the differences of all batches: fresh memory each time costs as much as what is done to it
     held = found.new_empty(len(batches[0]), near.shape[1], found.shape[1], run)
     sums = held.new_empty(2, *held.shape[:2], run)

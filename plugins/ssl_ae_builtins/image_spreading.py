@@ -80,4 +80,4 @@ def principal(x: Tensor, count: int) -> Tensor:
     """Samples (N, D) in their directions of the largest variance, (N, count), or as many as there are."""
     from sklearn.decomposition import PCA
 
-    return torch.from_numpy(PCA(min(count, *x.shape), random_state=0).fit_transform(x.numpy())).float()
+    return torch.from_numpy(PCA(min(count, *x.shape), random_state=0).fit_transform(x.cpu().numpy())).to(x)

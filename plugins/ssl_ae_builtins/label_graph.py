@@ -92,7 +92,7 @@ _remembered: dict[tuple[object, ...], object] = {}
 
 def remembered(make: Callable[[], T], vectors: Sequence[Tensor], *how: object) -> T:
     """What `make` gives for these vectors, from memory where it was asked for them before, in this way."""
-    key = (*(hashlib.sha256(each.contiguous().cpu().numpy()).hexdigest() for each in vectors), *how)
+    key = (*((each.device, hashlib.sha256(each.contiguous().cpu().numpy()).hexdigest()) for each in vectors), *how)
     found = _remembered.pop(key) if key in _remembered else make()
     for oldest in [*_remembered][: len(_remembered) - GRAPHS + 1]:
         del _remembered[oldest]
@@ -114,7 +114,7 @@ def joined(z: Tensor, metric: str, k: int, power: float) -> Tensor:
 def nearest_others(z: Tensor, metric: str, k: int) -> tuple[Tensor, Tensor]:
     """Products with, and rows of, the k nearest to each of z (N, K) but itself, (N, k), or as many as there are."""
     products, near = nearest(METRICS[metric].codes(z), z, metric, k + 1)
-    other = near != torch.arange(len(z))[:, None]
+    other = near != torch.arange(len(z), device=z.device)[:, None]
     other[other.all(1), -1] = False  # a row that is not among the nearest to itself has too many twins
     return products[other].view(len(z), -1), near[other].view(len(z), -1)
 
@@ -123,9 +123,10 @@ def symmetric(weight: Tensor, near: Tensor) -> Tensor:
     """S = D^-1/2 (A + A') D^-1/2 with A_ij the weight of row j among those near to i, both (N, k): sparse (N, N), symmetric,
     with eigenvalues from -1 to 1."""
     rows = len(near)
-    start, end, weight = torch.arange(rows)[:, None].expand_as(near).flatten(), near.flatten(), weight.flatten()
+    start = torch.arange(rows, device=near.device)[:, None].expand_as(near).flatten()
+    end, weight = near.flatten(), weight.flatten()
     both = torch.stack([torch.cat([start, end]), torch.cat([end, start])])
-    degree = torch.zeros(rows).index_add_(0, both[0], weight.repeat(2))
+    degree = weight.new_zeros(rows).index_add_(0, both[0], weight.repeat(2))
     scaled = weight.repeat(2) / (degree[both[0]] * degree[both[1]]).sqrt()
     with quiet():
         return torch.sparse_coo_tensor(both, scaled, (rows, rows), check_invariants=False).coalesce().to_sparse_csr()

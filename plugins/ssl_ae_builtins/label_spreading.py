@@ -67,6 +67,7 @@ class LabelSpreading(ssl_ae.TableHead):
 
     name = "label_spreading"
     reads_unlabeled = True
+    fits_on = frozenset({"cpu", "cuda"})  # no other multiplies by a sparse matrix
 
     class Config(ssl_ae.Config):
         k: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
@@ -88,7 +89,7 @@ class LabelSpreading(ssl_ae.TableHead):
     def fit(self, z: Tensor, y: Tensor, *x: Tensor) -> None:
         """z (N, K), y (N,) with UNLABELED = -1; classes without a label get next to no probability. x: as `graphs` needs it."""
         known = y != ssl_ae.UNLABELED
-        labels = torch.zeros(len(y), self.shapes.classes)
+        labels = z.new_zeros(len(y), self.shapes.classes)
         labels[known] = one_hot(y[known], self.shapes.classes).float()
         center = z.mean(0)
         graphs, setting, exponent = self._chosen(z - center, y, *x)
@@ -119,7 +120,8 @@ class LabelSpreading(ssl_ae.TableHead):
         """
         graphs, setting, exponent = self._chosen(z - z.mean(0), y, *x)
         known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
-        parts = [without_fold(graphs, y, known, fold, self.shapes.classes, setting.alpha, self.config.sharpen) for fold in folds]
+        every = folds.to(y.device)
+        parts = [without_fold(graphs, y, known, fold, self.shapes.classes, setting.alpha, self.config.sharpen) for fold in every]
         return torch.stack([calibrated(p, exponent) for p in parts])
 
     def graphs(self, z: Tensor, setting: Setting, *x: Tensor) -> Graphs:
@@ -140,7 +142,9 @@ class LabelSpreading(ssl_ae.TableHead):
     def _prior(self, labels: Tensor) -> Tensor:
         """(C,), summing to 1 over the classes that have labels: no other has any mass to scale."""
         prior = self.config.prior
-        wanted = torch.tensor(prior) if isinstance(prior, tuple) else labels if prior == "labels" else torch.ones(len(labels))
+        wanted = (
+            labels.new_tensor(prior) if isinstance(prior, tuple) else labels if prior == "labels" else torch.ones_like(labels)
+        )
         wanted = wanted * (labels > 0)
         return wanted / wanted.sum()
 
@@ -247,12 +251,12 @@ def folds(y: Tensor) -> Tensor:
     """Which fold each labelled row is held out in, (L,): the classes spread evenly; -1 in classes too small for every fold."""
     from sklearn.model_selection import StratifiedKFold
 
-    fold = torch.full((len(y),), -1)
+    fold = torch.full_like(y, -1)
     enough = torch.nonzero(torch.bincount(y)[y] >= FOLDS)[:, 0]
     if len(enough):
-        parts = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(np.zeros(len(enough)), y[enough].numpy())
+        parts = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(np.zeros(len(enough)), y[enough].cpu().numpy())
         for number, (_, held) in enumerate(parts):
-            fold[enough[torch.from_numpy(held)]] = number
+            fold[enough[torch.from_numpy(held).to(y.device)]] = number
     return fold
 
 
@@ -272,11 +276,11 @@ def without_fold(graphs: Graphs, y: Tensor, known: Tensor, fold: Tensor, classes
     count = int(fold.max()) + 1
     part = torch.where(fold < 0, count, fold)
     parts = int(part.max()) + 1
-    labels = torch.zeros(len(y), parts, classes)
+    labels = torch.zeros(len(y), parts, classes, device=y.device)
     labels[known, part, y[known]] = 1
     steps = TRIAL_STEPS if sharpen else MOST_STEPS
     mass = spread(graphs.wide, labels.flatten(1), alpha, steps).unflatten(1, (parts, classes))  # (N, parts, C)
-    found = torch.ones(len(known), classes)
+    found = torch.ones(len(known), classes, device=y.device)
     for number in range(count):
         others, held = torch.arange(parts) != number, fold == number
         every = sharpened(graphs.narrow, labels[:, others].sum(1), mass[:, others].sum(1), sharpen)

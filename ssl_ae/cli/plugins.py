@@ -197,7 +197,7 @@ def _declared(entry: Entry) -> dict[str, Any]:
     if entry.kind == "regularizer" and "penalty" not in entry.cls.verbs:
         names = tuple(name for name in names if name not in ("over", "needs"))
     if entry.kind == "head" and entry.cls.fitted_at_once:
-        names = (*names, "reads_unlabeled")
+        names = (*names, "reads_unlabeled", "fits_on")
     values = {name: getattr(entry.cls, name) for name in names}
     return {name: sorted(map(str, value)) if isinstance(value, frozenset) else value for name, value in values.items()}
 

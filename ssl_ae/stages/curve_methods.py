@@ -34,7 +34,7 @@ from ssl_ae.stages.baselines import (
 )
 from ssl_ae.stages.evaluate import predict_split, workspace_of
 from ssl_ae.stages.finetune import method_of
-from ssl_ae.stages.fitted_head import samples_for
+from ssl_ae.stages.fitted_head import fit
 from ssl_ae.stages.labels import labels_of
 from ssl_ae.stages.pipeline import planned, run_stages
 from ssl_ae.stages.predict import finished_method
@@ -175,10 +175,9 @@ class PcaHead:
             latent = z["train"].shape[1]
             part = Part(Registry.discover().find("head", self.head), self.config)
             head = part.build(replace(ws.resolved.shapes, latent=latent))
-            labels = labels_of(ws)
-            head.fit(z["train"], torch.from_numpy(labels.y), *samples_for(head, ws, labels.known))
+            fit(head, ws, z["train"], labels_of(ws))
             with torch.inference_mode():
-                values = torch.cat([values_of(head.predict(some)) for some in z[curve.split].split(BATCH_ROWS)])
+                values = torch.cat([values_of(head.predict(some.to(ws.device))) for some in z[curve.split].split(BATCH_ROWS)])
             return judged(ws, values.float().cpu().numpy(), curve.split)
 
 

@@ -122,7 +122,7 @@ def train_head(
     model = origin.load_pretrained(origin.fresh_model(head=True))
     if origin.resolved.head.cls.fitted_at_once:
         progress = fit_head(origin, model, z["train"], labels, tracker, name)
-        return model.to(origin.device), progress  # what was learnt came from the host
+        return model, progress
     model.head.prepare(torch.as_tensor(labels.y[labels.known]))
     training = origin.recipe.finetune
     feed = codes_feed(origin, z["train"], labels.y, labels.weight)

@@ -19,7 +19,7 @@ from ssl_ae.training import Progress
 
 
 def fit_head(ws: Workspace, model: Model, z: np.ndarray, labels: Labels, tracker: Tracker, name: str) -> Progress:
-    """Fit the model's head on the stored latents z (N, K) of the train split, on every rank the same: no steps to speak of.
+    """Fit the model's head on the stored latents z (N, K) of the train split, on every rank alike: no steps to speak of.
 
     A head with a rival may take that one's encoder for the model.
     """
@@ -29,9 +29,17 @@ def fit_head(ws: Workspace, model: Model, z: np.ndarray, labels: Labels, tracker
     torch.manual_seed(ws.recipe.seed)
     rival = head.rival()
     networks = [Rival(ws, model, rival, name)] if rival is not None else []
-    head.fit(torch.from_numpy(z), torch.from_numpy(labels.y), *samples_for(head, ws, labels.known), *networks)
+    fit(head, ws, torch.from_numpy(z), labels, *networks)
     found = head.findings()
     return Progress() if found is None else Progress(found=tell(ws, found, tracker))
+
+
+def fit(head: TableHead, ws: Workspace, z: Tensor, labels: Labels, *networks: Rival) -> None:
+    """Fit a head on z (N, K), with tensors on the device of the run where it takes them there; it is left on that device."""
+    place = head.place(ws.device)
+    table = (z, torch.from_numpy(labels.y), *samples_for(head, ws, labels.known))
+    head.fit(*(each.to(place) for each in table), *networks)
+    head.to(ws.device)
 
 
 def samples_for(head: TableHead, ws: Workspace, known: np.ndarray) -> list[Tensor]:

@@ -18,7 +18,7 @@ from ssl_ae.registry import Registry
         ("grayscale", "verbs perturb; always; of samples"),
         ("unit_norm", "verbs project"),
         ("sparse_coding", "not differentiable; reads decoder"),
-        ("knn", "tasks classes; fitted at once"),
+        ("knn", "tasks classes; fitted at once; fits on cpu"),
         ("linear", None),
     ],
 )
