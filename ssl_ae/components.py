@@ -248,12 +248,12 @@ class Head(Component):
 
 
 class Network(Protocol):
-    """The pretrained encoder with a table head's rival on top, trained end to end on labels: as often as it is asked."""
+    """The pretrained encoder with a table head's rival on top, trained end to end on labels, for so many steps each time."""
 
-    def held_out(self, y: Tensor, folds: Tensor) -> Tensor:
+    def held_out(self, y: Tensor, folds: Tensor, steps: int) -> Tensor:
         """y (N,), folds (R, L) of its labelled rows -> their probabilities, (R, L, C), by networks trained on the other folds."""
 
-    def take(self, y: Tensor) -> Head:
+    def take(self, y: Tensor, steps: int) -> Head:
         """Train on the labels y (N,), make that network the model's own, and return the head on top of it."""
 
 
@@ -264,7 +264,7 @@ class TableHead(Component):
     both methods take the samples beside the latents, as a last argument: `fit(z, y, x)` those of the labelled rows alone,
     x (L, D), and `predict(z, x)` those of its own rows, x (B, D), scaled as the encoder sees them, D = prod(shapes.x).
     Where `reads_all_samples`, `fit` takes those of every row, x (N, D), and `predict` none.
-    Where `rival` gives a head, `fit` takes a `Network` behind them.
+    Where `rival` gives a head and labels can train the encoder, `fit` takes a `Network` behind them.
     """
 
     kind = "head"

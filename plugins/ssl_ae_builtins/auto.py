@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -46,8 +47,13 @@ class Auto(ssl_ae.TableHead):
         folds: int = Field(5, ge=2, description="parts of the labels, each held out in turn")
         repeats: int = Field(3, ge=1, description=f"ways to part them; fewer where labels times ways exceed {ENOUGH}")
         trees: int = Field(100, ge=1, description="of each random forest")
-        network: bool = Field(
-            False, description="also try the network finetuned end to end: trained folds + 1 times for finetune.epochs"
+        network: bool | Literal["auto"] = Field(
+            "auto", description="also try the network finetuned end to end; auto: where labels can train the encoder"
+        )
+        network_steps: int = Field(
+            500,
+            ge=1,
+            description="of labelled rows, of each training of that network: one a fold, and one more where it is taken",
         )
 
     def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
@@ -60,11 +66,11 @@ class Auto(ssl_ae.TableHead):
 
     @classmethod
     def check(cls, config: Config, recipe) -> list[str]:
-        if not config.network or recipe.encoder.cls.differentiable:
+        if config.network is not True or recipe.encoder.cls.differentiable:
             return []
         return [
             f"model.head.network = true: the code of encoder {recipe.encoder.full_name} is a constant of each step, so labels "
-            "cannot train it. Set model.head.network: false."
+            "cannot train it. Leave it out, or set model.head.network: false."
         ]
 
     def rival(self) -> Softmax | None:
@@ -79,7 +85,7 @@ class Auto(ssl_ae.TableHead):
         choice = too_few(labels, NAMES[0]) or self._choose(z, y, x, labels, network)
         taken, place = self.candidates[choice.taken], NAMES.index(choice.taken)
         if choice.taken == NETWORK:
-            linear = network.take(y).affine()
+            linear = network.take(y, self.config.network_steps).affine()
             taken.keep("weight", linear.weight.cpu())
             taken.keep("bias", linear.bias.cpu())
         else:
@@ -97,7 +103,7 @@ class Auto(ssl_ae.TableHead):
         tables = {each.name: each.table(scratch[each.name], z, y, x) for each in fitted}
         held_out = {each.name: each.held_out(scratch[each.name], *tables[each.name], folds).cpu() for each in fitted}
         if network is not None:  # in one way: a training each fold is slow enough
-            held_out[NETWORK] = network.held_out(y, folds[:1]).expand(len(folds), -1, -1)
+            held_out[NETWORK] = network.held_out(y, folds[:1], self.config.network_steps).expand(len(folds), -1, -1)
         return choose({name: (p + LEAST) / (1 + p.shape[2] * LEAST) for name, p in held_out.items()}, labels)
 
     def predict(self, z: Tensor, x: Tensor) -> Distribution:

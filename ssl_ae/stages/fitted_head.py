@@ -27,7 +27,7 @@ def fit_head(ws: Workspace, model: Model, z: np.ndarray, labels: Labels, tracker
     if labels.weight is not None:
         ws.reporter.warn(f"head {ws.resolved.head.full_name} takes every label as equally sure: the weights are not used.")
     torch.manual_seed(ws.recipe.seed)
-    rival = head.rival()
+    rival = head.rival() if ws.resolved.encoder.cls.differentiable else None
     networks = [Rival(ws, model, rival, name)] if rival is not None else []
     fit(head, ws, torch.from_numpy(z), labels, *networks)
     found = head.findings()
@@ -60,7 +60,8 @@ def samples_for(head: TableHead, ws: Workspace, known: np.ndarray) -> list[Tenso
 
 def tell(ws: Workspace, found: Findings, tracker: Tracker) -> dict[str, float]:
     """Show the user what a head found out, and track its numbers; returns those."""
-    ws.reporter.table(found.title, found.columns, found.rows)
+    if found.rows:
+        ws.reporter.table(found.title, found.columns, found.rows)
     for sentence in found.said:
         ws.reporter.say(sentence)
     for warning in found.warnings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,14 +21,14 @@ from ssl_ae.trace import UNLABELED, known
 
 @dataclass(frozen=True)
 class Rival:
-    """`components.Network` by the recipe's finetune section. It trains on the labelled rows alone."""
+    """`components.Network` with the optimizer and batches of the recipe's finetune section, on the labelled rows alone."""
 
     ws: Workspace
     model: Model  # whose weights below the head `take` replaces
     head: Head  # fresh, copied for each training
     name: str
 
-    def held_out(self, y: Tensor, folds: Tensor) -> Tensor:
+    def held_out(self, y: Tensor, folds: Tensor, steps: int) -> Tensor:
         """y (N,), folds (R, L) of its labelled rows -> their probabilities, (R, L, C), by networks trained on the other folds."""
         feed = self._feed(y)
         p = torch.empty(*folds.shape, self.ws.resolved.shapes.outputs)
@@ -37,15 +37,15 @@ class Rival:
                 held = fold == number
                 seen = y.clone()
                 seen[known(y).nonzero()[held, 0]] = UNLABELED
-                network = self._trained(seen, f"{self.name}, network {int(number) + 1} of {len(fold.unique())}")
+                network = self._trained(seen, steps, f"{self.name}, network {int(number) + 1} of {len(fold.unique())}")
                 with frozen(network), torch.inference_mode():
                     for batch in feed.in_order(BATCH_ROWS, held.nonzero()[:, 0].numpy()):
                         p[repeat, batch.row.cpu()] = values_of(network.predict(batch.x)).float().cpu()
         return p
 
-    def take(self, y: Tensor) -> Head:
+    def take(self, y: Tensor, steps: int) -> Head:
         """Train on the labels y (N,), make that network the model's own, and return the head on top of it."""
-        network = self._trained(y, f"{self.name}, network")
+        network = self._trained(y, steps, f"{self.name}, network")
         own = {name: value for name, value in network.state_dict().items() if not name.startswith("head.")}
         self.model.load_state_dict(own, strict=False)
         return network.head
@@ -64,12 +64,13 @@ class Rival:
             world=distributed.world(),
         )
 
-    def _trained(self, y: Tensor, name: str) -> Model:
-        """For as many steps as the end-to-end mode makes. No row is left to stop early by."""
+    def _trained(self, y: Tensor, steps: int, name: str) -> Model:
+        """End to end, whatever `finetune.epochs`: rows without labels do not count. No row is left to stop early by."""
         feed = self._feed(y)
         model = self.ws.load_pretrained(self.ws.fresh_model(head=False))
         model.head = copy.deepcopy(self.head).to(self.ws.device)
         model.head.prepare(feed.y)
-        plan = finetuning(self.ws.resolved, model, "end-to-end", len(y), feed.split.rows)
-        training = self.ws.recipe.finetune.model_copy(update={"early_stopping": None})
+        training = self.ws.recipe.finetune.model_copy(update={"epochs": 1, "min_steps": steps, "early_stopping": None})
+        resolved = replace(self.ws.resolved, recipe=self.ws.recipe.model_copy(update={"finetune": training}))
+        plan = finetuning(resolved, model, "end-to-end", feed.split.rows, feed.split.rows)
         return train(self.ws, model, plan, feed, training, name=name)[0]

@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,19 @@ def draw(y: np.ndarray, count: int, seed: int, how: str) -> np.ndarray:
     return np.sort(order[:count])
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What a network reads of a data set: stored samples (N, D), in the order of the draws."""
+
+    x: np.ndarray
+
+    def split(self, _: str) -> Rows:
+        return self
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.x[rows]
+
+
 def cell(stored: Path, how: str, count: int, seed: int, options: dict[str, Any]) -> dict[str, Any]:
     """Test accuracy in % of the head and of both rivals on one draw of labels."""
     import torch
@@ -162,20 +176,29 @@ def cell(stored: Path, how: str, count: int, seed: int, options: dict[str, Any])
     from sklearn.preprocessing import StandardScaler
     from ssl_ae_builtins.auto import NAMES, Auto
 
-    from ssl_ae.trace import UNLABELED, Shapes
+    from ssl_ae.progress import Reporter
+    from ssl_ae.stages.autoencoder import Autoencoder
+    from ssl_ae.stages.rival import Rival
+    from ssl_ae.stages.workspace import Workspace
+    from ssl_ae.trace import UNLABELED
 
     torch.set_num_threads(1)
-    data = dict(np.load(stored))
+    data, raw, run = dict(np.load(stored)), np.load(stored.with_name("raw.npz")), stored.with_name("run")
     rows = draw(data["y_train"], count, seed, how)
     x, y, truth = data["x_train"][rows], data["y_train"][rows], data["y_test"]
-    z, z_test, x_test = (torch.from_numpy(data[name]) for name in ("z_train", "z_test", "x_test"))
+    z, x_test = (torch.from_numpy(data[name]) for name in ("z_train", "x_test"))
     known = torch.full((len(z),), UNLABELED)
     known[rows] = torch.from_numpy(y)
-    shapes = Shapes(x=x.shape[1:], latent=z.shape[1], classes=int(data["y_train"].max()) + 1, targets=None)
-    head, began = Auto(Auto.Config(**options), shapes), time.process_time()
-    head.fit(z, known, torch.from_numpy(x))
+    silent = Reporter(silent=True)
+    trained = Autoencoder.load(run, silent)
+    ws = Workspace(trained.resolved, Rows(raw["x_train"]), run, trained.device, silent)
+    head, began = Auto(Auto.Config(**options), trained.resolved.shapes), time.process_time()
+    rival = head.rival()
+    head.fit(z, known, torch.from_numpy(x), *([] if rival is None else [Rival(ws, trained.model, rival, "auto")]))
     seconds = time.process_time() - began
-    found = {"auto": (head.predict(z_test, x_test).probs.argmax(1).numpy() == truth).mean()}
+    with torch.no_grad():  # by the encoder that the head has left, which may have learned from the labels
+        p = head.predict(trained.model.eval().features(x_test), x_test).probs
+    found = {"auto": (p.argmax(1).numpy() == truth).mean()}
     rivals = {
         "logistic": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
         "forest": RandomForestClassifier(random_state=0),

@@ -23,7 +23,7 @@ from ssl_ae.stages.predict import Predictor
 from ssl_ae.trace import Shapes
 
 FITTED = [name for name in NAMES if name != NETWORK]
-AUTO = {"model.head": {"name": "auto", "trees": 11}, "finetune.baselines": False}
+AUTO = {"model.head": {"name": "auto", "trees": 11, "network_steps": 20}, "finetune.baselines": False}
 
 
 def raw(digits, split):
@@ -116,7 +116,11 @@ def test_it_is_refused_where_the_encoder_trains(recipe, finetuned):
 
 # --- with the finetuned network among the candidates
 
-WITH_NETWORK = {**AUTO, "model.head": {"name": "auto", "trees": 2, "repeats": 1, "network": True}, "data.labels": "labels.csv"}
+WITH_NETWORK = {
+    **AUTO,
+    "model.head": {"name": "auto", "trees": 2, "repeats": 1, "network_steps": 60},
+    "data.labels": "labels.csv",
+}
 
 
 @pytest.fixture
@@ -136,7 +140,7 @@ def network_wins(monkeypatch):
 def test_a_network_that_wins_becomes_the_model(recipe, finetuned, here, digits, network_wins):
     known = range(40)
     labelled(here, digits, known)
-    answer = call("finetune", recipe({**WITH_NETWORK, "finetune.epochs": 6, "finetune.optimizer": {"lr": 0.03}}), "--json").json
+    answer = call("finetune", recipe({**WITH_NETWORK, "finetune.optimizer": {"lr": 0.03}}), "--json").json
     stage = finetuned / "finetune" / answer["method"]
     weights, before = load_file(stage / "model.safetensors"), load_file(finetuned / "pretrain" / "model.safetensors")
     assert {name.split(".")[0] for name in before if not np.array_equal(weights[name], before[name])} == {"encoder"}
