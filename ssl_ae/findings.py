@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Findings:
-    """A table, sentences for the user, and numbers that are stored with the stage's metrics."""
+    """A table where it has rows, sentences for the user, and numbers that are stored with the stage's metrics."""
 
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
     said: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_ae_builtins.image_distance import distances
 from ssl_ae_builtins.images import complaints, pixel_scale
-from ssl_ae_builtins.label_graph import joined, mean, nearest_others, powered, remembered, symmetric, weights
+from ssl_ae_builtins.label_graph import GRAPHS, NEAR, joined, mean, nearest_others, powered, symmetric
 from ssl_ae_builtins.label_spreading import Graphs, LabelSpreading, Setting
 
 
@@ -46,23 +46,31 @@ class ImageLabelSpreading(LabelSpreading):
         return True
 
     def graphs(self, z: Tensor, setting: Setting, *x: Tensor) -> Graphs:
-        asked = (*setting[:2], self.config.power, self.config.candidates, self.config.beside, self._window())
-        return remembered(lambda: self._looked_again(z, setting, *x), [z, *x], *asked)
+        asked = (*setting[:2], self.config.power, self._candidates(), self.config.beside, self._window())
+        return GRAPHS(lambda: self._looked_again(z, setting, *x), [z, *x], *asked)
 
     def _looked_again(self, z: Tensor, setting: Setting, x: Tensor) -> Graphs:
         """Of centred latents z (N, K) and images x (N, D)."""
-        metric, k, power = setting.metric, setting.k, self.config.power
-        products, near = nearest_others(z, metric, max(k, self.config.candidates))
+        metric, k, power, count = setting.metric, setting.k, self.config.power, self._candidates()
+        products, near = NEAR(lambda: nearest_others(z, metric, count), [z], metric, count)
         if self.config.beside == "samples":
-            count = z.shape[1]  # of another round's latents, these components are the same
-            other = remembered(lambda: joined(principal(x, count), metric, k, power), [x], "principal", count, metric, k, power)
+            wide = z.shape[1]  # of another round's latents, these components are the same
+            other = GRAPHS(lambda: of_components(x, wide, metric, k, power), [x], "principal", wide, metric, k, power)
         else:
-            other = symmetric(weights(products[:, :k], z, metric, power), near[:, :k])
-        squares, order = distances(x.unflatten(1, self.shapes.x), near, self._window()).sort(dim=1, stable=True)
-        squares, near = squares[:, :k], near.gather(1, order[:, :k])
+            other = joined(products[:, :k], near[:, :k], z, metric, power)
+        squares, near = NEAR(lambda: self._alike(x, near), [x, near], self._window())
+        squares, near = squares[:, :k], near[:, :k]
         scale = squares[:, -1].median().clamp(min=torch.finfo(z.dtype).tiny)
         again = symmetric(powered(torch.exp(-squares / (2 * scale)), power), near)
         return Graphs(mean(again, other), again)
+
+    def _alike(self, x: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+        """Images x (N, D) and candidates (N, M): squared distances and rows of these, the nearest first."""
+        squares, order = distances(x.unflatten(1, self.shapes.x), near, self._window()).sort(dim=1, stable=True)
+        return squares, near.gather(1, order)
+
+    def _candidates(self) -> int:
+        return max(self.config.candidates, self.reach())
 
     def _window(self) -> int:
         window = self.config.window
@@ -74,6 +82,12 @@ class ImageLabelSpreading(LabelSpreading):
         if config.k != "auto" and config.k > config.candidates:
             found.append(f"model.head.k = {config.k} of {config.candidates} candidates: raise model.head.candidates.")
         return found
+
+
+def of_components(x: Tensor, count: int, metric: str, k: int, power: float) -> Tensor:
+    """S of the graph of principal components of samples (N, D), sparse (N, N)."""
+    z = principal(x, count)
+    return joined(*nearest_others(z, metric, k), z, metric, power)
 
 
 def principal(x: Tensor, count: int) -> Tensor:

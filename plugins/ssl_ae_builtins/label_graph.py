@@ -16,7 +16,6 @@ from ssl_ae.neighbours import largest_products
 
 LEAST_SIMILARITY = 1e-6  # where nothing is near, all are equally far
 LEAST_WEIGHT = 1e-18  # of an edge, beside edges of at most 1: degrees and their products stay numbers in float32
-GRAPHS = 3  # and the like that a process remembers: many draws of labels on the same latents wait for their neighbours once
 
 T = TypeVar("T")
 
@@ -87,27 +86,37 @@ def powered(similarity: Tensor, power: float) -> Tensor:
     return (similarity.clamp(min=LEAST_SIMILARITY) ** power).clamp(min=LEAST_WEIGHT)
 
 
-_remembered: dict[tuple[object, ...], object] = {}
+class Memory:
+    """What a process remembers of vectors: many draws of labels on the same latents wait for their neighbours once."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, {}
+
+    def __call__(self, make: Callable[[], T], vectors: Sequence[Tensor], *how: object) -> T:
+        """What `make` gives for these vectors, or gave when it was asked for them in this way; the oldest is forgotten."""
+        key = (*((each.device, hashlib.sha256(each.contiguous().cpu().numpy()).hexdigest()) for each in vectors), *how)
+        found = self.held.pop(key) if key in self.held else make()
+        for oldest in [*self.held][: len(self.held) - self.most + 1]:
+            del self.held[oldest]
+        self.held[key] = found
+        return found
 
 
-def remembered(make: Callable[[], T], vectors: Sequence[Tensor], *how: object) -> T:
-    """What `make` gives for these vectors, from memory where it was asked for them before, in this way."""
-    key = (*((each.device, hashlib.sha256(each.contiguous().cpu().numpy()).hexdigest()) for each in vectors), *how)
-    found = _remembered.pop(key) if key in _remembered else make()
-    for oldest in [*_remembered][: len(_remembered) - GRAPHS + 1]:
-        del _remembered[oldest]
-    _remembered[key] = found
-    return found
+GRAPHS, NEAR = Memory(3), Memory(4)  # lists of neighbours are smaller, and those of both metrics serve every k
 
 
-def graph_of(z: Tensor, metric: str, k: int, power: float) -> Tensor:
-    """S of the graph of centred latents (N, K) and their k nearest, from memory where it was asked for before."""
-    return remembered(lambda: joined(z, metric, k, power), [z], metric, k, power)
+def graph_of(z: Tensor, metric: str, k: int, power: float, most: int) -> Tensor:
+    """S of the graph of centred latents (N, K) and their k nearest, remembered, as are the `most` that any k may ask for."""
+
+    def make() -> Tensor:
+        products, near = NEAR(lambda: nearest_others(z, metric, most), [z], metric, most)
+        return joined(products[:, :k], near[:, :k], z, metric, power)
+
+    return GRAPHS(make, [z], metric, k, power)
 
 
-def joined(z: Tensor, metric: str, k: int, power: float) -> Tensor:
-    """S of the graph of centred latents (N, K), sparse (N, N)."""
-    products, near = nearest_others(z, metric, k)
+def joined(products: Tensor, near: Tensor, z: Tensor, metric: str, power: float) -> Tensor:
+    """S of the graph of centred latents (N, K) and those near to them (N, k), sparse (N, N)."""
     return symmetric(weights(products, z, metric, power), near)
 
 

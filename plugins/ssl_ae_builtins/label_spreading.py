@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import Annotated, Literal, NamedTuple
@@ -18,6 +18,7 @@ import ssl_ae
 from ssl_ae_builtins.label_graph import METRICS, graph_of, nearest, weights
 
 ALPHAS, NEIGHBOURS = (0.2, 0.5, 0.9, 0.99), (5, 10, 20)  # that `auto` tries, beside every metric
+MANY = 100  # labels from which on it chooses k and metric, too
 SAFE_ALPHA, SAFE_K, SAFE_METRIC = 0.9, 10, "cosine"  # where labels are too few to choose by
 FOLDS = 5  # of the cross-validation: a class with fewer labels would have none in some fold
 MOST_STEPS = 200  # that a label travels
@@ -36,6 +37,14 @@ class Setting(NamedTuple):
     metric: str
     k: int
     alpha: float
+
+
+class Choice(NamedTuple):
+    """A setting, the exponent that calibrates it, and what each of those that were compared costs a held-out label, in nats."""
+
+    setting: Setting
+    exponent: float
+    losses: Mapping[Setting, float] = {}
 
 
 class Graphs(NamedTuple):
@@ -61,8 +70,8 @@ class LabelSpreading(ssl_ae.TableHead):
     Where two classes have five labels, what is `auto` is chosen by 5-fold cross-validation on the labels (before sharpening; a
     class of fewer is never held out), and probabilities are calibrated: raised to the power that makes held-out labels likeliest
     (Guo et al. 2017, sec. 4.2). The safe setting holds unless another is better by more than the standard error of the
-    difference. k and metric are not `auto` by themselves: over seven tables their choice by 20 or 50 labels made held-out
-    probabilities worse (log-loss 0.71 for 0.66), by 100 little better (0.30 for 0.31).
+    difference. k and metric wait for 100 labels: over seven tables and their latents a choice by 20 or 50 made probabilities of
+    unseen rows worse (log-loss 0.71 for 0.66), by 100, 200 and 400 better (0.34 for 0.35, 0.29 for 0.31, 0.29 for 0.31).
     """
 
     name = "label_spreading"
@@ -71,11 +80,13 @@ class LabelSpreading(ssl_ae.TableHead):
 
     class Config(ssl_ae.Config):
         k: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-            10,
-            description=f"nearest latents a row is joined to; auto: by cross-validation among {NEIGHBOURS}, else {SAFE_K}",
+            "auto",
+            description="nearest latents a row is joined to; auto: "
+            f"from {MANY} labels on by cross-validation among {NEIGHBOURS}, else {SAFE_K}",
         )
         metric: Literal["cosine", "euclidean", "auto"] = Field(
-            "cosine", description=f"by which latents are near; auto: by cross-validation, else {SAFE_METRIC}"
+            "auto",
+            description=f"by which latents are near; auto: from {MANY} labels on by cross-validation, else {SAFE_METRIC}",
         )
         power: float = Field(4.0, gt=0, description="of the similarity: a larger one listens to the nearest alone")
         alpha: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = Field(
@@ -86,13 +97,18 @@ class LabelSpreading(ssl_ae.TableHead):
             "none", description="share of each class: unknown, all alike, as among the labels, or a list of numbers"
         )
 
+    def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
+        super().__init__(config, shapes)
+        self._findings: ssl_ae.Findings | None = None
+
     def fit(self, z: Tensor, y: Tensor, *x: Tensor) -> None:
         """z (N, K), y (N,) with UNLABELED = -1; classes without a label get next to no probability. x: as `graphs` needs it."""
         known = y != ssl_ae.UNLABELED
         labels = z.new_zeros(len(y), self.shapes.classes)
         labels[known] = one_hot(y[known], self.shapes.classes).float()
         center = z.mean(0)
-        graphs, setting, exponent = self._chosen(z - center, y, *x)
+        graphs, choice = self._chosen(z - center, y, *x)
+        setting, exponent, _ = choice
         shares = labels.sum(0) / labels.sum()
         mass = sharpened(graphs.narrow, labels, spread(graphs.wide, labels, setting.alpha), self.config.sharpen)
         p = calibrated(probabilities(mass, shares), exponent)
@@ -103,6 +119,10 @@ class LabelSpreading(ssl_ae.TableHead):
         self.keep("p", p)
         self.keep("metric", torch.tensor([*METRICS].index(setting.metric)))
         self.keep("k", torch.tensor(setting.k))
+        self._findings = told(self.name, self.config, choice, int(known.sum()))
+
+    def findings(self) -> ssl_ae.Findings | None:
+        return self._findings
 
     def predict(self, z: Tensor) -> Distribution:
         """(B, K) -> Categorical, (B,)."""
@@ -118,7 +138,7 @@ class LabelSpreading(ssl_ae.TableHead):
 
         The setting and calibration are those that all labels choose, without the prior.
         """
-        graphs, setting, exponent = self._chosen(z - z.mean(0), y, *x)
+        graphs, (setting, exponent, _) = self._chosen(z - z.mean(0), y, *x)
         known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
         every = folds.to(y.device)
         parts = [without_fold(graphs, y, known, fold, self.shapes.classes, setting.alpha, self.config.sharpen) for fold in every]
@@ -126,18 +146,23 @@ class LabelSpreading(ssl_ae.TableHead):
 
     def graphs(self, z: Tensor, setting: Setting, *x: Tensor) -> Graphs:
         """Of centred latents z (N, K), and of samples x (N, D) where the head reads all of them."""
-        graph = graph_of(z, setting.metric, setting.k, self.config.power)
+        graph = graph_of(z, setting.metric, setting.k, self.config.power, self.reach())
         return Graphs(graph, graph)
 
-    def _chosen(self, z: Tensor, y: Tensor, *x: Tensor) -> tuple[Graphs, Setting, float]:
-        """What the labels choose for centred latents (N, K): graphs, their setting, and the exponent that calibrates them."""
+    def reach(self) -> int:
+        """Neighbours that some setting asks for."""
+        return max(NEIGHBOURS) if self.config.k == "auto" else self.config.k
+
+    def _chosen(self, z: Tensor, y: Tensor, *x: Tensor) -> tuple[Graphs, Choice]:
+        """What the labels choose for centred latents (N, K), and its graphs."""
 
         @lru_cache(maxsize=1)  # asked for again once it is chosen
         def graphs(setting: Setting) -> Graphs:
             return self.graphs(z, setting, *x)
 
-        setting, exponent = chosen(graphs, y, self.shapes.classes, settings_of(self.config), self.config.sharpen)
-        return graphs(setting), setting, exponent
+        settings = settings_of(self.config, int((y != ssl_ae.UNLABELED).sum()))
+        choice = chosen(graphs, y, self.shapes.classes, settings, self.config.sharpen)
+        return graphs(choice.setting), choice
 
     def _prior(self, labels: Tensor) -> Tensor:
         """(C,), summing to 1 over the classes that have labels: no other has any mass to scale."""
@@ -212,27 +237,26 @@ def balanced(p: Tensor, prior: Tensor, steps: int = 100) -> Tensor:
     return p
 
 
-def settings_of(config: LabelSpreading.Config) -> list[Setting]:
-    """Those that are to be compared, the safe one first."""
+def settings_of(config: LabelSpreading.Config, labels: int) -> list[Setting]:
+    """Those that so many labels are to compare, the safe one first."""
 
     def tried(value: str | float, safe: str | float, among: Sequence[str | float]) -> list[str | float]:
         return [safe, *(each for each in among if each != safe)] if value == "auto" else [value]
 
-    metrics = tried(config.metric, SAFE_METRIC, [*METRICS])
-    neighbours, alphas = tried(config.k, SAFE_K, NEIGHBOURS), tried(config.alpha, SAFE_ALPHA, ALPHAS)
+    many = labels >= MANY
+    metrics = tried(config.metric, SAFE_METRIC, [*METRICS] if many else [])
+    neighbours, alphas = tried(config.k, SAFE_K, NEIGHBOURS if many else []), tried(config.alpha, SAFE_ALPHA, ALPHAS)
     return [Setting(*each) for each in product(metrics, neighbours, alphas)]  # settings of one graph after one another
 
 
-def chosen(
-    graphs: Callable[[Setting], Graphs], y: Tensor, classes: int, settings: Sequence[Setting], sharpen: int = 0
-) -> tuple[Setting, float]:
-    """The setting, and the exponent that calibrates it, by cross-validation over the labels y (N,) on its graphs."""
+def chosen(graphs: Callable[[Setting], Graphs], y: Tensor, classes: int, settings: Sequence[Setting], sharpen: int = 0) -> Choice:
+    """Between settings, by cross-validation over the labels y (N,) on their graphs."""
     known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
     best, fold = settings[0], folds(y[known])
     judged = fold >= 0
     truth = y[known][judged]
     if len(truth.unique()) < 2:
-        return best, 1.0
+        return Choice(best, 1.0)
 
     def tried(each: Setting, sharpen: int = 0) -> tuple[Tensor, float]:
         p = without_fold(graphs(each), y, known, fold, classes, each.alpha, sharpen)
@@ -244,7 +268,28 @@ def chosen(
         better = found[best][0] - found[likely][0]
         if float(better.mean()) > float(better.std() / len(better) ** 0.5):
             best = likely
-    return best, (tried(best, sharpen) if sharpen or not found else found[best])[1]
+    exponent = (tried(best, sharpen) if sharpen or not found else found[best])[1]
+    return Choice(best, exponent, {each: float(losses.mean()) for each, (losses, _) in found.items()})
+
+
+def told(name: str, config: LabelSpreading.Config, choice: Choice, labels: int) -> ssl_ae.Findings | None:
+    """What became of the options that are `auto`; None where none is."""
+    values = choice.setting._asdict()
+    free = [option for option in values if getattr(config, option) == "auto"]
+    if not free:
+        return None
+    taken = ", ".join(f"{option} {values[option]}" for option in free)
+    if not choice.losses:
+        return ssl_ae.Findings(said=(f"head {name} keeps {taken}: too few of the {labels:,} labels can be held out.",))
+    losses = list(choice.losses.values())
+    of_taken = choice.losses[choice.setting]
+    text = f"head {name} took {taken} by the log-loss of {labels:,} labels, held out in turn: {of_taken:.3f}"
+    text += f", by the safe setting {losses[0]:.3f}." if of_taken != losses[0] else ", the safe setting."
+    if labels < MANY and free != ["alpha"]:
+        waiting = [option for option in free if option != "alpha"]
+        text += f" From {MANY} labels on it chooses {' and '.join(waiting)}, too."
+    numbers = {f"head/{option}": float(values[option]) for option in free if option != "metric"}
+    return ssl_ae.Findings(said=(text,), metrics={"head/nll": of_taken, **numbers})
 
 
 def folds(y: Tensor) -> Tensor:

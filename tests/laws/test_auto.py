@@ -12,7 +12,7 @@ from ssl_ae_builtins import auto as rooms
 from ssl_ae_builtins import label_spreading as spreading
 from ssl_ae_builtins.auto import NAMES, NETWORK, Auto
 from ssl_ae_builtins.forests import Forest, floored
-from ssl_ae_builtins.label_graph import joined
+from ssl_ae_builtins.label_graph import joined, nearest_others
 from ssl_ae_builtins.label_spreading import LabelSpreading, calibrated, spread
 from ssl_ae_builtins.selection import choose, stratified, too_few
 
@@ -121,8 +121,9 @@ def test_held_out_spreading_is_spreading_without_the_fold():
     z, _, _, y = table("z")
     one, fold = LabelSpreading(LabelSpreading.Config(alpha=0.9), shapes()), stratified(y[y >= 0], 4, 2)
     found = one.held_out(z, y, fold)
-    known, graph = torch.nonzero(y >= 0)[:, 0], joined(z - z.mean(0), "cosine", 10, 4.0)
-    exponent = spreading.chosen(lambda setting: spreading.Graphs(graph, graph), y, C, spreading.settings_of(one.config))[1]
+    known, centred = torch.nonzero(y >= 0)[:, 0], z - z.mean(0)
+    graph = joined(*nearest_others(centred, "cosine", 10), centred, "cosine", 4.0)
+    exponent = spreading.chosen(lambda setting: spreading.Graphs(graph, graph), y, C, spreading.settings_of(one.config, L))[1]
     assert found.shape == (2, L, C)
     for repeat in range(2):
         for number in range(4):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from ssl_ae_builtins import image_spreading, label_graph
+from ssl_ae_builtins import image_spreading
 from ssl_ae_builtins.image_distance import bent, contexts, distances, gradients
 from ssl_ae_builtins.image_spreading import ImageLabelSpreading, principal
-from ssl_ae_builtins.label_graph import joined, symmetric
+from ssl_ae_builtins.label_graph import Memory, joined, nearest_others, symmetric
 from ssl_ae_builtins.label_spreading import LabelSpreading, Setting
 
 from ssl_ae.trace import Shapes
@@ -115,6 +115,10 @@ def by_hand(z, x, k, power, candidates, window):
     return weights / np.sqrt(np.outer(degree, degree))
 
 
+def graph(z):
+    return joined(*nearest_others(z, "cosine", 3), z, "cosine", 2.0).to_dense()
+
+
 @pytest.mark.parametrize("beside", ["latents", "samples"])
 def test_the_graphs_are_the_second_look_and_its_mean_with_another(beside):
     z, x = torch.randn(N, K, generator=torch.Generator().manual_seed(2)), images()
@@ -123,11 +127,11 @@ def test_the_graphs_are_the_second_look_and_its_mean_with_another(beside):
     again = by_hand(z, x, 3, 2.0, 7, 1)
     np.testing.assert_allclose(made.narrow.to_dense(), again, atol=1e-5)
     if beside == "latents":
-        other = joined(z, "cosine", 3, 2.0).to_dense()
+        other = graph(z)
     else:  # principal components, by another road: right singular vectors
         flat = (x.flatten(1) - x.flatten(1).mean(0)).double()
         u, s, _ = torch.linalg.svd(flat, full_matrices=False)
-        other = joined((u * s)[:, :K].float(), "cosine", 3, 2.0).to_dense()
+        other = graph((u * s)[:, :K].float())
     np.testing.assert_allclose(made.wide.to_dense(), (again + other.numpy()) / 2, atol=1e-5)
 
 
@@ -190,18 +194,20 @@ def test_what_it_cannot_look_at(shape, options, complaint):
 
 def test_graphs_of_other_images_are_others(monkeypatch):
     """What a process remembers belongs to the latents and the images."""
-    monkeypatch.setattr(label_graph, "_remembered", {})
+    for name in ("GRAPHS", "NEAR"):
+        monkeypatch.setattr(image_spreading, name, Memory(3))
     z, one, two = torch.randn(N, K), images(seed=5).flatten(1), images(seed=6).flatten(1)
     made, setting = head(k=3, candidates=7), Setting("cosine", 3, 0.9)
     first = made.graphs(z, setting, one)
     assert made.graphs(z.clone(), setting, one.clone()) is first
     assert not torch.equal(made.graphs(z, setting, two).narrow.to_dense(), first.narrow.to_dense())
-    assert len(label_graph._remembered) == 2
+    assert len(image_spreading.GRAPHS.held) == 2
+    assert len(image_spreading.NEAR.held) == 3  # the latents' neighbours, and how alike those of either images are
 
 
 def test_the_components_of_the_samples_are_found_once(monkeypatch):
     """Rounds change the latents, not the samples."""
-    monkeypatch.setattr(label_graph, "_remembered", {})
+    monkeypatch.setattr(image_spreading, "GRAPHS", Memory(3))
     made, times = head(k=3, candidates=7, beside="samples"), []
     monkeypatch.setattr(image_spreading, "principal", lambda *asked: times.append(1) or principal(*asked))
     x = images().flatten(1)

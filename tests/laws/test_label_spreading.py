@@ -1,5 +1,7 @@
 """Label spreading against dense linear algebra, scikit-learn's own, and what scaling and cross-validation promise."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from scipy.spatial.distance import cdist
 from sklearn import semi_supervised
 from ssl_ae_builtins import label_graph
 from ssl_ae_builtins import label_spreading as rooms
-from ssl_ae_builtins.label_graph import joined
+from ssl_ae_builtins.label_graph import Memory, joined, nearest_others
 from ssl_ae_builtins.label_spreading import (
     Graphs,
     LabelSpreading,
@@ -55,7 +57,8 @@ def labels_of(y):
 
 
 def graph_of(z, k=5, power=3.0, metric="cosine"):
-    return joined(z - z.mean(0), metric, k, power)
+    z = z - z.mean(0)
+    return joined(*nearest_others(z, metric, k), z, metric, power)
 
 
 @pytest.mark.parametrize(("k", "power"), [(1, 1.0), (5, 3.0), (300, 2.0)])
@@ -87,12 +90,12 @@ def test_labels_choose_metric_and_neighbours():
     ring = torch.arange(240) // 120
     z = torch.zeros(240, K)
     z[:, 0], z[:, 1] = (1 + ring) * angle.repeat(2).cos(), (1 + ring) * angle.repeat(2).sin()
-    y = torch.where(torch.arange(240) % 4 == 0, ring, -1)
-    one = head(2, metric="auto", k="auto")
+    y = torch.where(torch.arange(240) % 2 == 0, ring, -1)
+    one = head(2)
     one.fit(z, y)
     assert [*label_graph.METRICS][int(one.metric)] == "euclidean"
     assert (one.predict(z).probs.argmax(1) == ring).float().mean() > 0.99
-    fixed = head(2)
+    fixed = head(2, metric="cosine")
     fixed.fit(z, y)
     assert (fixed.predict(z).probs.argmax(1) == ring).float().mean() < 0.9
 
@@ -203,9 +206,36 @@ def test_few_labels_choose_nothing():
         few[torch.nonzero(y == c)[: rooms.FOLDS - 1, 0]] = c
     safe = (rooms.SAFE_METRIC, rooms.SAFE_K, rooms.SAFE_ALPHA)
     everything = LabelSpreading.Config(k="auto", metric="auto", alpha="auto")
-    assert len(settings_of(everything)) == 24
-    assert chosen(None, few, C, settings_of(everything)) == (safe, 1.0)
-    assert chosen(None, few, C, settings_of(LabelSpreading.Config(alpha=0.3, k=4))) == (("cosine", 4, 0.3), 1.0)
+    assert len(settings_of(everything, rooms.MANY)) == 24
+    assert len(settings_of(everything, rooms.MANY - 1)) == 4  # of alpha alone
+    assert chosen(None, few, C, settings_of(everything, rooms.MANY))[:2] == (safe, 1.0)
+    assert chosen(None, few, C, settings_of(LabelSpreading.Config(alpha=0.3, k=4), 12))[:2] == (("cosine", 4, 0.3), 1.0)
+
+
+def said(y, **options):
+    z, _, _ = rows()
+    one = head(**options)
+    one.fit(z, y)
+    return one.findings()
+
+
+def test_what_was_chosen_is_told():
+    _, y, truth = rows()
+    assert said(y, k=4, metric="cosine", alpha=0.3) is None
+    few = said(y, metric="euclidean")
+    assert re.fullmatch(
+        r"head label_spreading took k 10, alpha 0\.\d+ by the log-loss of 70 labels, held out in turn: 0\.\d{3}, "
+        r"(the safe setting|by the safe setting 0\.\d{3})\. From 100 labels on it chooses k, too\.",
+        few.said[0],
+    )
+    many = said(truth)
+    assert re.match(r"head label_spreading took metric (cosine|euclidean), k (5|10|20), alpha 0\.\d+ by", many.said[0])
+    assert "From" not in many.said[0]
+    assert {*many.metrics} == {"head/k", "head/alpha", "head/nll"}
+    one = torch.where(torch.arange(N) < 3, truth, -1)
+    assert said(one).said == (
+        "head label_spreading keeps metric cosine, k 10, alpha 0.9: too few of the 3 labels can be held out.",
+    )
 
 
 def test_a_class_of_few_labels_is_never_held_out():
@@ -230,7 +260,7 @@ def test_calibration_makes_unseen_labels_likelier(monkeypatch):
     z, y, truth = rows(2003, labeled=0.1)
     one, raw = head(alpha=0.99), head(alpha=0.99)
     one.fit(z, y)
-    monkeypatch.setattr(rooms, "chosen", lambda graphs, y, classes, settings, sharpen: (settings[0], 1.0))
+    monkeypatch.setattr(rooms, "chosen", lambda graphs, y, classes, settings, sharpen: rooms.Choice(settings[0], 1.0))
     raw.fit(z, y)
     losses = [-found.predict(z).log_prob(truth)[y < 0].mean() for found in (one, raw)]
     assert losses[0] < 0.9 * losses[1]
@@ -297,15 +327,28 @@ def test_a_prior_has_a_number_for_each_class():
     assert found == ["model.head.prior has 2 numbers: expected 3, one a class."]
 
 
-def test_the_graph_of_the_same_latents_is_made_once(monkeypatch):
+@pytest.fixture
+def fresh(monkeypatch):
+    """A process that remembers nothing yet; what graphs and neighbours it makes, (k, metric, power) and (metric, k)."""
+    made, looked = [], []
+    monkeypatch.setattr(label_graph, "GRAPHS", Memory(3))
+    monkeypatch.setattr(label_graph, "NEAR", Memory(4))
+    monkeypatch.setattr(
+        label_graph,
+        "joined",
+        lambda products, near, z, *how: made.append((near.shape[1], *how)) or joined(products, near, z, *how),
+    )
+    monkeypatch.setattr(label_graph, "nearest_others", lambda z, *how: looked.append(how) or nearest_others(z, *how))
+    return made, looked
+
+
+def test_the_graph_of_the_same_latents_is_made_once(fresh):
     """Other labels wait for no neighbours; other latents, another k or power do; and no more graphs are kept than promised."""
-    made = []
-    monkeypatch.setattr(label_graph, "joined", lambda z, *how: made.append(how) or joined(z, *how))
-    monkeypatch.setattr(label_graph, "_remembered", {})
+    made, looked = fresh
     z, y, truth = rows()
 
     def fitted(z, y, **options):
-        found = head(**options)
+        found = head(**({"k": 10, "metric": "cosine"} | options))
         found.fit(z, y)
         return found.p
 
@@ -316,8 +359,22 @@ def test_the_graph_of_the_same_latents_is_made_once(monkeypatch):
     for other in ({"k": 4}, {"power": 2.0}, {"metric": "euclidean"}):
         fitted(z, y, **other)
     fitted(z + torch.eye(N, K), y)
-    usual = ("cosine", 10, 4.0)
-    assert made == [usual, ("cosine", 4, 4.0), ("cosine", 10, 2.0), ("euclidean", 10, 4.0), usual]
-    assert len(label_graph._remembered) == label_graph.GRAPHS
+    usual = (10, "cosine", 4.0)
+    assert made == [usual, (4, "cosine", 4.0), (10, "cosine", 2.0), (10, "euclidean", 4.0), usual]
+    assert looked == [("cosine", 10), ("cosine", 4), ("euclidean", 10), ("cosine", 10)]  # the power asks for no others
+    assert len(label_graph.GRAPHS.held) == 3
     assert torch.equal(fitted(z, truth), alone)  # forgotten, and made again
     assert len(made) == 6
+
+
+def test_every_k_that_is_tried_takes_from_the_same_neighbours(fresh):
+    made, looked = fresh
+    z, y, truth = rows()
+    head().fit(z, truth)  # more labels than a choice needs
+    assert looked == [("cosine", 20), ("euclidean", 20)]
+    assert {(k, metric) for k, metric, _ in made} == {(k, metric) for k in rooms.NEIGHBOURS for metric in label_graph.METRICS}
+    looked.clear()
+    few = head()
+    few.fit(z, y)  # fewer
+    assert (int(few.k), int(few.metric)) == (rooms.SAFE_K, 0)
+    assert looked == []
