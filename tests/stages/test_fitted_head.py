@@ -18,8 +18,9 @@ from ssl_ae_builtins.image_spreading import ImageLabelSpreading
 
 from ssl_ae import latents
 from ssl_ae.data.dataset import DataSet
-from ssl_ae.stages import fitted_head
+from ssl_ae.stages import fitted_head, rival
 from ssl_ae.stages.predict import Predictor
+from ssl_ae.stages.training_run import train
 from ssl_ae.trace import Shapes
 
 FITTED = [name for name in NAMES if name != NETWORK]
@@ -159,6 +160,18 @@ def test_a_network_that_wins_becomes_the_model(recipe, finetuned, here, digits, 
     assert hits.mean() > 0.9
 
 
+def test_each_training_makes_as_many_steps_as_it_is_told(recipe, finetuned, here, digits, network_wins, monkeypatch):
+    """One a fold and one to keep, whatever `finetune.epochs` of 1,298 rows would be."""
+    steps = []
+    monkeypatch.setattr(
+        rival, "train", lambda ws, model, plan, *how, **more: steps.append(plan.steps) or train(ws, model, plan, *how, **more)
+    )
+    labelled(here, digits, range(40))
+    fields = {**WITH_NETWORK, "model.head": {**WITH_NETWORK["model.head"], "network_steps": 7}, "finetune.epochs": 3}
+    assert call("finetune", recipe(fields)).code == 0
+    assert steps == [7] * 6
+
+
 def test_a_network_does_not_see_what_is_held_out(recipe, finetuned, here, digits, network_wins):
     labelled(here, digits, range(40))
     path = recipe(WITH_NETWORK)
@@ -175,13 +188,24 @@ def test_a_network_does_not_see_what_is_held_out(recipe, finetuned, here, digits
     torch.testing.assert_close(first.sum(1), torch.ones(40))
 
 
+CONSTANT_CODES = {
+    "model.encoder": {"name": "sparse_coding"},
+    "model.decoder": {"name": "linear"},
+    "model.regularizers": [{"name": "sparse_l1"}],
+    "finetune.baselines": False,
+}
+
+
 def test_labels_cannot_train_every_encoder(recipe):
-    fields = {
-        "model.head": {"name": "auto", "network": True},
-        "model.encoder": {"name": "sparse_coding"},
-        "model.decoder": {"name": "linear"},
-        "model.regularizers": [{"name": "sparse_l1"}],
-    }
+    path = recipe({**CONSTANT_CODES, "model.head": {"name": "auto", "network": True}})
     assert "model.head.network = true: the code of encoder builtins/sparse_coding is a constant of each step" in one_line(
-        "finetune", recipe(fields)
+        "finetune", path
     )
+
+
+def test_where_labels_cannot_train_the_encoder_no_network_competes(recipe, here):
+    path = recipe({**CONSTANT_CODES, "pretrain.epochs": 1, "model.head": {"name": "auto", "trees": 2, "repeats": 1}})
+    assert call("pretrain", path).code == 0
+    answer = call("finetune", path, "--json").json
+    assert not any(metric.startswith(f"head/{NETWORK}/") for metric in answer["metrics"])
+    assert "head/logistic-samples/brier" in answer["metrics"]
