@@ -47,3 +47,14 @@ def test_no_point_is_the_callers_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no point"):
         figures.label_curve(tmp_path / "curve.png", {"sequential": {}}, {}, "error", "Label curve")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_deviation_larger_than_its_mean_keeps_the_logarithmic_axis(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Its bar leaves the picture below: it would end where there is no such error."""
+    methods = {"recipe": {10: (0.03, 0.034, 10), 300: (0.01, 0.001, 10)}}
+    figures.label_curve(tmp_path / "curve.png", methods, CONTROLS, "error", "Label curve")
+    (axes,) = drawn[0].axes
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylim()[0] == pytest.approx(0.5)  # half the least mean, in %
+    figures.label_curve(tmp_path / "curve.png", METHODS, CONTROLS, "error", "Label curve")
+    assert drawn[1].axes[0].get_ylim()[0] > 1.0  # every bar ends above that: the axis is as matplotlib has it

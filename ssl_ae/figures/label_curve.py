@@ -74,11 +74,11 @@ def _scale(axes: Axes, lines: Mapping[str, Points], unit: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
     means = np.array([unit * mean for points in lines.values() for mean, _, _ in points.values()])
-    lowest = np.array(
-        [unit * (mean - (0 if np.isnan(sd) else sd)) for points in lines.values() for mean, sd, _ in points.values()]
-    )
-    if lowest.min() > 0 and means.max() > WIDE_RANGE * means.min():
-        axes.set_yscale("log")
+    lowest = min(unit * (mean - (0 if np.isnan(sd) else sd)) for points in lines.values() for mean, sd, _ in points.values())
+    if means.min() > 0 and means.max() > WIDE_RANGE * means.min():
+        axes.set_yscale("log", nonpositive="clip")
+        if lowest < means.min() / 2:  # one draw far above the others makes a bar that would end below 0, which is nowhere
+            axes.set_ylim(bottom=means.min() / 2)
         axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
