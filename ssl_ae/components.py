@@ -248,7 +248,10 @@ class Head(Component):
 
 
 class Network(Protocol):
-    """The pretrained encoder with a table head's rival on top, trained end to end on labels, for so many steps each time."""
+    """The pretrained encoder with a table head's rival on top, trained end to end on labels.
+
+    Each time for so many steps, and until the labelled rows of its last pass have all been seen.
+    """
 
     def held_out(self, y: Tensor, folds: Tensor, steps: int) -> Tensor:
         """y (N,), folds (R, L) of its labelled rows -> their probabilities, (R, L, C), by networks trained on the other folds."""
@@ -273,6 +276,7 @@ class TableHead(Component):
     reads_unlabeled: ClassVar[bool] = False  # learns from where unlabelled rows lie, too
     reads_samples: ClassVar[bool] = False  # takes the samples beside their latents
     fits_on: ClassVar[frozenset[str]] = frozenset({"cpu"})  # types of device whose tensors `fit` takes
+    found: Findings | None = None  # what the last `fit` found out that a user should be told, where it sets it
 
     @abstractmethod
     def fit(self, z: Tensor, y: Tensor, *more: Tensor | Network) -> None:
@@ -293,10 +297,6 @@ class TableHead(Component):
 
     def rival(self) -> Head | None:
         """A head to be trained end to end on top of the network, for `fit` to compare with; None where it does not."""
-        return None
-
-    def findings(self) -> Findings | None:
-        """What the last `fit` found out that a user should be told; None where that is nothing."""
         return None
 
     def keep(self, name: str, value: Tensor) -> None:

@@ -59,7 +59,6 @@ class Auto(ssl_ae.TableHead):
     def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
         super().__init__(config, shapes)
         self.candidates = self._fresh()
-        self._findings: ssl_ae.Findings | None = None
 
     def _fresh(self) -> nn.ModuleDict:
         return nn.ModuleDict({each.name: each.build(self.config, self.shapes) for each in CANDIDATES})
@@ -91,7 +90,7 @@ class Auto(ssl_ae.TableHead):
         else:
             taken.fit(*CANDIDATES[place].table(taken, z, y, x))
         self.keep("taken", torch.tensor(place))
-        self._findings = choice.findings({each.name for each in CANDIDATES if each.reads != "samples"})
+        self.found = choice.findings({each.name for each in CANDIDATES if each.reads != "samples"})
 
     def _choose(self, z: Tensor, y: Tensor, x: Tensor, labels: Tensor, network: ssl_ae.Network | None) -> Choice:
         if len(labels) > MOST:
@@ -111,9 +110,6 @@ class Auto(ssl_ae.TableHead):
         taken = CANDIDATES[int(self.taken)]
         p = self.candidates[taken.name].predict(READS[taken.reads](z, x)).probs
         return Categorical(probs=p + LEAST, validate_args=False)
-
-    def findings(self) -> ssl_ae.Findings | None:
-        return self._findings
 
 
 def sparing(y: Tensor, some: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_ae_builtins.image_distance import distances
 from ssl_ae_builtins.images import complaints, pixel_scale
-from ssl_ae_builtins.label_graph import GRAPHS, NEAR, joined, mean, nearest_others, powered, symmetric
+from ssl_ae_builtins.label_graph import GRAPHS, NEAR, graph_of, joined, mean, nearest_others, powered, symmetric
 from ssl_ae_builtins.label_spreading import Graphs, LabelSpreading, Setting
 
 
@@ -55,7 +55,8 @@ class ImageLabelSpreading(LabelSpreading):
         products, near = NEAR(lambda: nearest_others(z, metric, count), [z], metric, count)
         if self.config.beside == "samples":
             wide = z.shape[1]  # of another round's latents, these components are the same
-            other = GRAPHS(lambda: of_components(x, wide, metric, k, power), [x], "principal", wide, metric, k, power)
+            components = NEAR(lambda: principal(x, wide), [x], "principal", wide)
+            other = graph_of(components, metric, k, power, self.reach())
         else:
             other = joined(products[:, :k], near[:, :k], z, metric, power)
         squares, near = NEAR(lambda: self._alike(x, near), [x, near], self._window())
@@ -82,12 +83,6 @@ class ImageLabelSpreading(LabelSpreading):
         if config.k != "auto" and config.k > config.candidates:
             found.append(f"model.head.k = {config.k} of {config.candidates} candidates: raise model.head.candidates.")
         return found
-
-
-def of_components(x: Tensor, count: int, metric: str, k: int, power: float) -> Tensor:
-    """S of the graph of principal components of samples (N, D), sparse (N, N)."""
-    z = principal(x, count)
-    return joined(*nearest_others(z, metric, k), z, metric, power)
 
 
 def principal(x: Tensor, count: int) -> Tensor:

@@ -95,14 +95,13 @@ class Memory:
     def __call__(self, make: Callable[[], T], vectors: Sequence[Tensor], *how: object) -> T:
         """What `make` gives for these vectors, or gave when it was asked for them in this way; the oldest is forgotten."""
         key = (*((each.device, hashlib.sha256(each.contiguous().cpu().numpy()).hexdigest()) for each in vectors), *how)
-        found = self.held.pop(key) if key in self.held else make()
-        for oldest in [*self.held][: len(self.held) - self.most + 1]:
-            del self.held[oldest]
-        self.held[key] = found
+        self.held[key] = found = self.held.pop(key) if key in self.held else make()
+        while len(self.held) > self.most:
+            del self.held[next(iter(self.held))]
         return found
 
 
-GRAPHS, NEAR = Memory(3), Memory(4)  # lists of neighbours are smaller, and those of both metrics serve every k
+GRAPHS, NEAR = Memory(3), Memory(7)  # lists of neighbours are smaller, and all of both metrics serve every k
 
 
 def graph_of(z: Tensor, metric: str, k: int, power: float, most: int) -> Tensor:

@@ -98,10 +98,6 @@ class LabelSpreading(ssl_ae.TableHead):
             "none", description="share of each class: unknown, all alike, as among the labels, or a list of numbers"
         )
 
-    def __init__(self, config: Config, shapes: ssl_ae.Shapes) -> None:
-        super().__init__(config, shapes)
-        self._findings: ssl_ae.Findings | None = None
-
     def fit(self, z: Tensor, y: Tensor, *x: Tensor) -> None:
         """z (N, K), y (N,) with UNLABELED = -1; classes without a label get next to no probability. x: as `graphs` needs it."""
         known = y != ssl_ae.UNLABELED
@@ -120,10 +116,7 @@ class LabelSpreading(ssl_ae.TableHead):
         self.keep("p", p)
         self.keep("metric", torch.tensor([*METRICS].index(setting.metric)))
         self.keep("k", torch.tensor(setting.k))
-        self._findings = told(self.name, self.config, choice, int(known.sum()))
-
-    def findings(self) -> ssl_ae.Findings | None:
-        return self._findings
+        self.found = told(self.name, self.config, choice, int(known.sum()))
 
     def predict(self, z: Tensor) -> Distribution:
         """(B, K) -> Categorical, (B,)."""

@@ -77,7 +77,7 @@ def _scale(axes: Axes, lines: Mapping[str, Points], unit: float) -> None:
     lowest = min(unit * (mean - (0 if np.isnan(sd) else sd)) for points in lines.values() for mean, sd, _ in points.values())
     if means.min() > 0 and means.max() > WIDE_RANGE * means.min():
         axes.set_yscale("log", nonpositive="clip")
-        if lowest < means.min() / 2:  # one draw far above the others makes a bar that would end below 0, which is nowhere
+        if lowest < means.min() / 2:  # a deviation of about its mean makes a bar that falls for decades, or ends below 0
             axes.set_ylim(bottom=means.min() / 2)
         axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_minor_locator(NullLocator())

@@ -30,8 +30,7 @@ def fit_head(ws: Workspace, model: Model, z: np.ndarray, labels: Labels, tracker
     rival = head.rival() if ws.resolved.encoder.cls.differentiable else None
     networks = [Rival(ws, model, rival, name)] if rival is not None else []
     fit(head, ws, torch.from_numpy(z), labels, *networks)
-    found = head.findings()
-    return Progress() if found is None else Progress(found=tell(ws, found, tracker))
+    return Progress() if head.found is None else Progress(found=tell(ws, head.found, tracker))
 
 
 def fit(head: TableHead, ws: Workspace, z: Tensor, labels: Labels, *networks: Rival) -> None:

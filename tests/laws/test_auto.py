@@ -198,7 +198,7 @@ def test_it_takes_what_tells_the_classes(told_by, reads):
     assert taken.endswith(reads)
     assert (one.predict(z, x).probs.argmax(1) == truth)[y < 0].float().mean() > 0.85
     assert {name.split(".")[1] for name in one.state_dict() if "." in name} == {taken}  # nothing else is stored
-    found = one.findings()
+    found = one.found
     assert found.metrics[f"head/{taken}/taken"] == 1
     assert sum(found.metrics[f"head/{name}/taken"] for name in FITTED) == 1
     assert bool(found.warnings) == (told_by == "x")
@@ -211,7 +211,7 @@ def test_the_table_is_what_the_choice_was_made_of():
     z, x, _, y = table("x")
     one = auto(repeats=2)
     one.fit(z, y, x[y >= 0])
-    found = one.findings()
+    found = one.found
     labels = y[y >= 0]
     p = rooms.refitted(one.candidates["logistic-samples"], x[y >= 0], labels, stratified(labels, 5, 2))
     hits = (p.argmax(2) == labels).double().mean(0).numpy()
@@ -249,8 +249,8 @@ def test_too_few_labels_keep_logistic_regression_on_the_samples(labels, said):
     one = auto()
     one.fit(z, y, x[y >= 0])
     assert NAMES[int(one.taken)] == "logistic-samples"
-    assert one.findings().warnings == (f"head auto keeps logistic on samples: {said}.",)
-    assert not one.findings().rows
+    assert one.found.warnings == (f"head auto keeps logistic on samples: {said}.",)
+    assert not one.found.rows
     p = one.predict(z, x).probs
     assert p.isfinite().all()
     assert bool((p > 0).all())
@@ -279,7 +279,7 @@ def test_of_very_many_labels_some_choose_and_all_teach(monkeypatch):
     z, x, _, y = table("x", labels=101)
     one = auto()
     one.fit(z, y, x[y >= 0])
-    assert one.findings().title.startswith("34 labels")  # one in three
+    assert one.found.title.startswith("34 labels")  # one in three
     assert NAMES[int(one.taken)] == "logistic-samples"
     theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x[y >= 0].numpy(), y[y >= 0].numpy())
     np.testing.assert_allclose(one.predict(z, x).probs, theirs.predict_proba(x.numpy()), atol=1e-4)

@@ -207,7 +207,7 @@ def test_graphs_of_other_images_are_others(monkeypatch):
 
 def test_the_components_of_the_samples_are_found_once(monkeypatch):
     """Rounds change the latents, not the samples."""
-    monkeypatch.setattr(image_spreading, "GRAPHS", Memory(3))
+    monkeypatch.setattr(image_spreading, "NEAR", Memory(4))
     made, times = head(k=3, candidates=7, beside="samples"), []
     monkeypatch.setattr(image_spreading, "principal", lambda *asked: times.append(1) or principal(*asked))
     x = images().flatten(1)

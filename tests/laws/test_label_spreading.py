@@ -216,7 +216,7 @@ def said(y, **options):
     z, _, _ = rows()
     one = head(**options)
     one.fit(z, y)
-    return one.findings()
+    return one.found
 
 
 def test_what_was_chosen_is_told():
@@ -365,6 +365,25 @@ def test_the_graph_of_the_same_latents_is_made_once(fresh):
     assert len(label_graph.GRAPHS.held) == 3
     assert torch.equal(fitted(z, truth), alone)  # forgotten, and made again
     assert len(made) == 6
+
+
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_a_memory_holds_as_many_as_it_may(most):
+    """The one that was asked for longest ago goes first."""
+    memory, made = Memory(most), []
+    vectors = torch.eye(most + 1)
+
+    def ask(row):
+        return memory(lambda: made.append(row) or row, [vectors[row]], "how")
+
+    assert [ask(row) for row in [*range(most), *range(most)]] == [*range(most)] * 2
+    assert made == [*range(most)]
+    ask(most)  # the first goes
+    assert ask(most - 1) == most - 1
+    assert len(made) == most + (2 if most == 1 else 1)
+    ask(0)
+    assert made[-1] == 0
+    assert len(memory.held) == most
 
 
 def test_every_k_that_is_tried_takes_from_the_same_neighbours(fresh):
