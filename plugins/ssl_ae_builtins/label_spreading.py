@@ -30,6 +30,7 @@ DIFFUSION, SHARPNESS = 5, 4  # steps of a round of sharpening, and the power tha
 EXPONENTS = 2.0 ** torch.linspace(-4, 6, 81)
 
 Share = Annotated[float, Field(gt=0)]
+Weigh = Callable[[Tensor], Tensor]  # labels of each class (C,) -> what each of them weighs (C,)
 
 
 class Setting(NamedTuple):
@@ -64,6 +65,11 @@ class LabelSpreading(ssl_ae.TableHead):
     `prior`, rows and columns are scaled in turn until every class has its share of the rows (Sinkhorn 1967). A new sample is
     the weighted vote of its k nearest train rows (Delalleau et al. 2005, eq. 6), so no other new sample has a say in it.
 
+    With `class_mass: equal` a label is divided by how many its class has, so that none wins a border by having been labelled
+    more often: for labels that were not drawn at random (Wang, Jebara & Chang 2008). By 50 labels of MNIST, 3 to 8 a class, that
+    `suggest` chose, it errs on 1.53 % of the train rows and else on 1.60 % (18 choices); by 50 that were drawn as they come on
+    3.0 and 4.5 % (18 draws); by five a class on 1.54 %.
+
     `sharpen` rounds of 5 steps p <- S p and p <- p^4, the labels held, move borders between classes to where the graph has few
     edges (threshold dynamics: Merkurjev et al. 2013, alg. 1, with a soft threshold). Which row of a cluster has the label then
     matters little: on MNIST 100 labels err on 1.89 +- 0.01 % of the train rows over 8 draws, without on 2.2 +- 0.2 %.
@@ -94,6 +100,11 @@ class LabelSpreading(ssl_ae.TableHead):
             "auto", description=f"how far labels travel; auto: by cross-validation among {ALPHAS}, else {SAFE_ALPHA}"
         )
         sharpen: int = Field(0, ge=0, description="rounds that move the borders between classes to gaps of the graph; 20 is many")
+        class_mass: Literal["labels", "equal"] = Field(
+            "labels",
+            description="what the labels of a class weigh together; labels: as many as they are, for rows drawn as they come; "
+            "equal: as much as those of any other class, for labels that were chosen",
+        )
         prior: Literal["none", "uniform", "labels"] | tuple[Share, ...] = Field(
             "none", description="share of each class: unknown, all alike, as among the labels, or a list of numbers"
         )
@@ -106,11 +117,12 @@ class LabelSpreading(ssl_ae.TableHead):
         center = z.mean(0)
         graphs, choice = self._chosen(z - center, y, *x)
         setting, exponent, _ = choice
-        shares = labels.sum(0) / labels.sum()
-        mass = sharpened(graphs.narrow, labels, spread(graphs.wide, labels, setting.alpha), self.config.sharpen)
-        p = calibrated(probabilities(mass, shares), exponent)
+        counts = labels.sum(0)
+        weight = self._weigh(counts)
+        mass = sharpened(graphs.narrow, labels, spread(graphs.wide, labels * weight, setting.alpha), self.config.sharpen)
+        p = calibrated(probabilities(mass, counts * weight / counts.sum()), exponent)
         if self.config.prior != "none":
-            p = balanced(p, self._prior(shares))
+            p = balanced(p, self._prior(counts / counts.sum()))
         self.keep("center", center)
         self.keep("codes", METRICS[setting.metric].codes(z - center))
         self.keep("p", p)
@@ -135,7 +147,8 @@ class LabelSpreading(ssl_ae.TableHead):
         graphs, (setting, exponent, _) = self._chosen(z - z.mean(0), y, *x)
         known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
         every = folds.to(y.device)
-        parts = [without_fold(graphs, y, known, fold, self.shapes.classes, setting.alpha, self.config.sharpen) for fold in every]
+        how = (self.shapes.classes, setting.alpha, self.config.sharpen, self._weigh)
+        parts = [without_fold(graphs, y, known, fold, *how) for fold in every]
         return torch.stack([calibrated(p, exponent) for p in parts])
 
     def graphs(self, z: Tensor, setting: Setting, *x: Tensor) -> Graphs:
@@ -155,8 +168,11 @@ class LabelSpreading(ssl_ae.TableHead):
             return self.graphs(z, setting, *x)
 
         settings = settings_of(self.config, int((y != ssl_ae.UNLABELED).sum()))
-        choice = chosen(graphs, y, self.shapes.classes, settings, self.config.sharpen)
+        choice = chosen(graphs, y, self.shapes.classes, settings, self.config.sharpen, self._weigh)
         return graphs(choice.setting), choice
+
+    def _weigh(self, counts: Tensor) -> Tensor:
+        return CLASS_MASSES[self.config.class_mass](counts)
 
     def _prior(self, labels: Tensor) -> Tensor:
         """(C,), summing to 1 over the classes that have labels: no other has any mass to scale."""
@@ -173,6 +189,15 @@ class LabelSpreading(ssl_ae.TableHead):
         if isinstance(config.prior, tuple) and len(config.prior) != classes:
             return [f"model.head.prior has {len(config.prior)} numbers: expected {classes}, one a class."]
         return []
+
+
+def alike(counts: Tensor) -> Tensor:
+    """What a label of each class weighs where classes with so many labels (C,) weigh the same, (C,): 1 on average over labels."""
+    there = counts > 0
+    return torch.where(there, counts.sum() / (there.sum() * counts.clamp(min=1)), 0.0)
+
+
+CLASS_MASSES: dict[str, Weigh] = {"labels": torch.ones_like, "equal": alike}
 
 
 def spread(graph: Tensor, labels: Tensor, alpha: float, steps: int = MOST_STEPS) -> Tensor:
@@ -243,7 +268,14 @@ def settings_of(config: LabelSpreading.Config, labels: int) -> list[Setting]:
     return [Setting(*each) for each in product(metrics, neighbours, alphas)]  # settings of one graph after one another
 
 
-def chosen(graphs: Callable[[Setting], Graphs], y: Tensor, classes: int, settings: Sequence[Setting], sharpen: int = 0) -> Choice:
+def chosen(
+    graphs: Callable[[Setting], Graphs],
+    y: Tensor,
+    classes: int,
+    settings: Sequence[Setting],
+    sharpen: int = 0,
+    weigh: Weigh = torch.ones_like,
+) -> Choice:
     """Between settings, by cross-validation over the labels y (N,) on their graphs."""
     known = torch.nonzero(y != ssl_ae.UNLABELED)[:, 0]
     best, fold = settings[0], folds(y[known])
@@ -253,7 +285,7 @@ def chosen(graphs: Callable[[Setting], Graphs], y: Tensor, classes: int, setting
         return Choice(best, 1.0)
 
     def tried(each: Setting, sharpen: int = 0) -> tuple[Tensor, float]:
-        p = without_fold(graphs(each), y, known, fold, classes, each.alpha, sharpen)
+        p = without_fold(graphs(each), y, known, fold, classes, each.alpha, sharpen, weigh)
         return likeliest(p[judged], truth)
 
     found = {each: tried(each) for each in settings} if len(settings) > 1 else {}
@@ -306,7 +338,16 @@ def likeliest(p: Tensor, y: Tensor) -> tuple[Tensor, float]:
     return losses[best], float(EXPONENTS[best])
 
 
-def without_fold(graphs: Graphs, y: Tensor, known: Tensor, fold: Tensor, classes: int, alpha: float, sharpen: int = 0) -> Tensor:
+def without_fold(
+    graphs: Graphs,
+    y: Tensor,
+    known: Tensor,
+    fold: Tensor,
+    classes: int,
+    alpha: float,
+    sharpen: int = 0,
+    weigh: Weigh = torch.ones_like,
+) -> Tensor:
     """Probabilities of the labelled rows `known` (L,) when their fold (L,) is held out, (L, C), before calibration.
 
     Rows of fold -1 never are, and have no answer: 1 / C. Spreading is linear in the labels: each fold spreads by itself, and
@@ -322,7 +363,8 @@ def without_fold(graphs: Graphs, y: Tensor, known: Tensor, fold: Tensor, classes
     found = torch.ones(len(known), classes, device=y.device)
     for number in range(count):
         others, held = torch.arange(parts) != number, fold == number
-        every = sharpened(graphs.narrow, labels[:, others].sum(1), mass[:, others].sum(1), sharpen)
+        left = labels[:, others].sum(1)
+        every = sharpened(graphs.narrow, left, mass[:, others].sum(1) * weigh(left.sum(0)), sharpen)
         found[held] = every[known[held]]
-    counts = torch.bincount(y[known], minlength=classes)
-    return probabilities(found, counts / counts.sum())
+    counts = torch.bincount(y[known], minlength=classes).float()
+    return probabilities(found, counts * weigh(counts) / counts.sum())

@@ -183,16 +183,59 @@ def test_scaling_reaches_the_prior_and_keeps_the_odds_ratios():
     torch.testing.assert_close(*odds)
 
 
-@pytest.mark.parametrize(("alpha", "sharpen"), [(0.5, 0), (0.9, 0), (0.9, 2)])
-def test_cross_validation_is_spreading_without_the_fold(alpha, sharpen):
+def uneven(y):
+    """Labels y (N,) with 7 of the first class alone."""
+    found = y.clone()
+    found[torch.nonzero(y == 0)[7:, 0]] = -1
+    return found
+
+
+def test_classes_of_equal_mass_are_told_apart_by_their_mean_label():
+    """F_c / n_c of the closed form: classes count alike, however many labels each has."""
     z, y, _ = rows()
+    y = uneven(y)
+    one = head(k=5, power=3.0, alpha=0.8, metric="cosine", class_mass="equal")
+    one.fit(z, y)
+    weights = by_hand(z, 5, 3.0)
+    degree = weights.sum(1)
+    system = np.eye(N) - 0.8 * weights / np.sqrt(np.outer(degree, degree))
+    mass = np.linalg.solve(system, labels_of(y).numpy()) / labels_of(y).sum(0).numpy()
+    graphs, settings = Graphs(graph_of(z), graph_of(z)), [rooms.Setting("cosine", 5, 0.8)]
+    exponent = chosen(lambda setting: graphs, y, C, settings, weigh=rooms.alike).exponent
+    torch.testing.assert_close(one.p.double(), calibrated(torch.from_numpy(mass), exponent), atol=2e-3, rtol=0)
+    counted = head(k=5, power=3.0, alpha=0.8, metric="cosine")
+    counted.fit(z, y)
+    assert (one.p[:, 0] > counted.p[:, 0]).float().mean() > 0.95  # of 7 labels beside some 20 a class
+
+
+def test_equally_many_labels_have_equal_mass_already():
+    z, _, truth = rows()
+    y = torch.full_like(truth, -1)
+    for c in range(C):
+        y[torch.nonzero(truth == c)[:7, 0]] = c
+    counted, equal = (head(sharpen=3, class_mass=how) for how in ("labels", "equal"))
+    for one in (counted, equal):
+        one.fit(z, y)
+    assert torch.equal(counted.p, equal.p)
+
+
+def test_what_a_label_weighs():
+    assert rooms.alike(torch.tensor([2.0, 6.0, 0.0, 4.0])).tolist() == [2.0, pytest.approx(4 / 6), 0.0, 1.0]  # 12 / 3 a class
+
+
+@pytest.mark.parametrize("weigh", rooms.CLASS_MASSES.values(), ids=rooms.CLASS_MASSES)
+@pytest.mark.parametrize(("alpha", "sharpen"), [(0.5, 0), (0.9, 0), (0.9, 2)])
+def test_cross_validation_is_spreading_without_the_fold(alpha, sharpen, weigh):
+    z, y, _ = rows()
+    y = uneven(y)
     graphs, known = Graphs(graph_of(z), graph_of(z, k=3)), torch.nonzero(y >= 0)[:, 0]
     fold = folds(y[known])
-    losses, exponent = rooms.likeliest(rooms.without_fold(graphs, y, known, fold, C, alpha, sharpen), y[known])
+    losses, exponent = rooms.likeliest(rooms.without_fold(graphs, y, known, fold, C, alpha, sharpen, weigh), y[known])
     for number in range(rooms.FOLDS):
         without = y.clone()
         without[known[fold == number]] = -1
-        mass = sharpened(graphs.narrow, labels_of(without), spread(graphs.wide, labels_of(without), alpha), sharpen)
+        labels = labels_of(without)
+        mass = sharpened(graphs.narrow, labels, spread(graphs.wide, labels * weigh(labels.sum(0)), alpha), sharpen)
         p = rooms.shares_of(calibrated(rooms.shares_of(mass), exponent) + rooms.LEAST)
         held = known[fold == number]
         expected = -p[held, y[held]].log()
@@ -260,7 +303,7 @@ def test_calibration_makes_unseen_labels_likelier(monkeypatch):
     z, y, truth = rows(2003, labeled=0.1)
     one, raw = head(alpha=0.99), head(alpha=0.99)
     one.fit(z, y)
-    monkeypatch.setattr(rooms, "chosen", lambda graphs, y, classes, settings, sharpen: rooms.Choice(settings[0], 1.0))
+    monkeypatch.setattr(rooms, "chosen", lambda graphs, y, classes, settings, *how: rooms.Choice(settings[0], 1.0))
     raw.fit(z, y)
     losses = [-found.predict(z).log_prob(truth)[y < 0].mean() for found in (one, raw)]
     assert losses[0] < 0.9 * losses[1]
@@ -306,10 +349,11 @@ def test_rows_that_are_near_nothing_are_equally_near_to_all(sharpen):
     assert one.predict(-z).probs.isfinite().all()
 
 
+@pytest.mark.parametrize("class_mass", rooms.CLASS_MASSES)
 @pytest.mark.parametrize("prior", ["none", "uniform", "labels", (0.2, 0.3, 0.5)])
-def test_degenerate_tables(prior):
+def test_degenerate_tables(prior, class_mass):
     """One class, one label, twins, a row of zeros, fewer rows than neighbours: finite probabilities that sum to one."""
-    one = head(prior=prior)
+    one = head(prior=prior, class_mass=class_mass)
     z = torch.zeros(13, K)
     z[5:] = torch.randn(8, K, generator=torch.Generator().manual_seed(0))
     for y in (torch.tensor([1] * 13), torch.tensor([-1] * 12 + [2]), torch.tensor([0, 1] + [-1] * 11)):
@@ -317,7 +361,7 @@ def test_degenerate_tables(prior):
         p = one.predict(torch.cat([z, torch.randn(3, K)])).probs
         assert p.isfinite().all()
         torch.testing.assert_close(p.sum(1), torch.ones(16))
-    alone = head(prior=prior)
+    alone = head(prior=prior, class_mass=class_mass)
     alone.fit(z[7:8], torch.tensor([2]))
     assert alone.predict(z[7:9]).probs.argmax(1).tolist() == [2, 2]
 
