@@ -213,7 +213,9 @@ class Recipe(Section):
     pretrain: Pretrain = Pretrain()
     finetune: Finetune = Finetune()
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "fp32", description="of the products while training; auto: bf16 where the device computes in it itself, else fp32"
+    )
     compile: Literal["auto", True, False] = Field(
         "auto",
         description="true: torch.compile; auto: on a GPU a step's launches are recorded once and replayed, on a CPU nothing",

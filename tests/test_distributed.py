@@ -1,10 +1,13 @@
 """Ranks and their devices, as far as one process can tell."""
 
 import contextlib
+import platform
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from ssl_ae import distributed
@@ -21,6 +24,19 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(RecipeError, match="4 ranks on a machine with 2 GPUs"), distributed.process_group("auto"):
         pass
+
+
+def test_a_device_computes_in_bf16_itself_or_not(monkeypatch):
+    """A processor by what it says of itself; a GPU by torch's word, emulation left out."""
+    flags = Path("/proc/cpuinfo")
+    if flags.exists() and platform.machine() == "x86_64":
+        native = bool({"avx512_bf16", "amx_bf16"} & {*flags.read_text().split()})
+        assert distributed.computes_bf16(torch.device("cpu")) == native
+    asked = []
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: asked.append(including_emulation) or True)
+    assert distributed.computes_bf16(torch.device("cuda"))
+    assert asked == [False]
+    assert not distributed.computes_bf16(torch.device("mps"))
 
 
 @pytest.fixture

@@ -141,13 +141,14 @@ def devices(torch_trouble: str | None = None) -> Finding:
         return Finding("broken", f"{text}; torch cannot be imported: {torch_trouble}", [cure], facts)
     import torch
 
-    from ssl_ae.distributed import choose_device
+    from ssl_ae.distributed import choose_device, computes_bf16
 
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     mps, threads, auto = torch.backends.mps.is_available(), torch.get_num_threads(), choose_device("auto").type
-    facts |= {"cuda": [gpu.name for gpu in gpus], "mps": mps, "torch_threads": threads, "auto": auto}
+    precision = "bf16" if computes_bf16(choose_device("auto")) else "fp32"
+    facts |= {"cuda": [gpu.name for gpu in gpus], "mps": mps, "torch_threads": threads, "auto": auto, "precision": precision}
     named = [f"{gpu.name} ({gpu.total_memory / GB:.0f} GB)" for gpu in gpus] or ["no CUDA"]
-    text += f"; {listing(named, 'and')}{'; MPS' if mps else ''}; device: auto takes {auto}"
+    text += f"; {listing(named, 'and')}{'; MPS' if mps else ''}; device: auto takes {auto}, precision: auto {precision}"
     if not gpus and torch.version.cuda and (Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")):
         cure = f"torch was built for CUDA {torch.version.cuda} but reaches no GPU: compare the driver's version in `nvidia-smi`"
         return Finding("broken", text, [cure], facts)

@@ -44,7 +44,7 @@ def pretrain(ws: Workspace, restart: bool = False, force: bool = False) -> Outco
     state = ws.claim(stage, inputs, restart)  # only now: damaged data must not leave a stage behind
     ws.reporter.say(
         f"pretrain: {feed.split.rows:,} rows, {plan.steps:,} steps of {plan.batch}, "
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {ws.device}, "
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {ws.device}, {ws.recipe.precision}, "
         f"data {'resident' if feed.resident else 'streamed'}"
     )
     with ws.tracker(stage, "pretrain") as tracker:

@@ -23,6 +23,7 @@ from ssl_ae.validation import validate
 CHECKPOINT = "checkpoint"  # the folder in a stage's own
 BAR_EVERY_SECONDS = 0.2  # drawing must cost nothing beside a step
 LINE_EVERY_SECONDS = 5.0  # epochs may be short
+EMULATED = "precision: bf16 is emulated on this device, several times slower than fp32. Take precision: auto, or fp32."
 
 
 def train(
@@ -40,6 +41,9 @@ def train(
 ) -> tuple[Model, Progress]:
     """Train by the plan and return the model to keep. With `stage`, saved each epoch and when asked to stop."""
     listener = Teller(ws.reporter, tracker, plan, name)
+    bf16 = ws.recipe.precision == "bf16"
+    if bf16 and not distributed.computes_bf16(ws.device) and EMULATED not in ws.reporter.warnings:
+        ws.reporter.warn(EMULATED)
     trainer = Trainer(
         model,
         plan,
@@ -47,7 +51,7 @@ def train(
         training,
         seed=ws.recipe.seed,
         device=ws.device,
-        bf16=ws.recipe.precision == "bf16",
+        bf16=bf16,
         compile_step=ws.recipe.compile is True,
         replay=ws.recipe.compile == "auto",
         shards=ws.recipe.parallel == "fsdp",

@@ -277,10 +277,18 @@ def open_data(recipe: Recipe, registry: Registry, source: str, reporter: Reporte
     if data.card.split("train").rows == 0:
         raise DataError(f"{data.path}: the split train holds no samples. Add some, and pack the source again.")
     _check_same_data(recipe, data)
-    resolved = resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
+    resolved = resolve_stored(in_one_precision(recipe), registry, card_with_labels(recipe, data), source)
     for line in data.losses:
         reporter.warn(line)
     return data, resolved
+
+
+def in_one_precision(recipe: Recipe) -> Recipe:
+    """`precision: auto` is what suits rank 0's device, on every rank: stored, compared and told as that."""
+    if recipe.precision != "auto":
+        return recipe
+    native = distributed.from_main(distributed.computes_bf16(distributed.choose_device(recipe.device)))
+    return recipe.model_copy(update={"precision": "bf16" if native else "fp32"})
 
 
 def pack_on_first_use(recipe: Recipe, registry: Registry, reporter: Reporter) -> None:

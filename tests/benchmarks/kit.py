@@ -138,7 +138,9 @@ def why_no_bf16() -> str:
     """Why rows in bf16 are skipped here, or nothing: where the processor only emulates it, it says nothing about speed."""
     import torch
 
-    if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported():
+    from ssl_ae.distributed import computes_bf16
+
+    if computes_bf16(torch.device("cpu")):
         return ""
     return "this processor has no native bf16 (avx512_bf16 or amx_bf16)"
 

@@ -9,6 +9,7 @@ import plugin_kit
 import pytest
 from command_line import call
 
+from ssl_ae import distributed
 from ssl_ae.doctor import checks, trial
 from ssl_ae.training import Trainer
 
@@ -156,6 +157,14 @@ def test_a_disk_that_is_nearly_full(here, quick, monkeypatch, free, status, code
     disk = doctor(code)["checks"]["disk"]
     assert disk["status"] == status
     assert "nearly full" in disk["cures"][0]
+
+
+@pytest.mark.parametrize(("native", "taken"), [(True, "bf16"), (False, "fp32")])
+def test_which_precision_auto_takes(here, quick, monkeypatch, native, taken):
+    monkeypatch.setattr(distributed, "computes_bf16", lambda device: native)
+    devices = doctor(0)["checks"]["devices"]
+    assert devices["facts"]["precision"] == taken
+    assert devices["text"].endswith(f"precision: auto {taken}")
 
 
 def test_more_threads_than_cores(here, quick, monkeypatch):

@@ -12,6 +12,7 @@ from command_line import call, snapshot
 from PIL import Image
 from safetensors import safe_open
 
+from ssl_ae import distributed
 from ssl_ae.data.dataset import DataSet
 from ssl_ae.stages.training_run import final_metrics
 from ssl_ae.training import Progress
@@ -84,6 +85,28 @@ def test_what_pretraining_reads_does(recipe, pretrained, fields, line):
     answer = call("pretrain", recipe(fields), "--out", pretrained)
     assert answer.code == 2
     assert line in answer.stderr.splitlines()
+
+
+@pytest.mark.parametrize(("native", "taken", "other"), [(True, "bf16", "fp32"), (False, "fp32", "bf16")])
+def test_precision_auto_is_what_the_device_computes_in(recipe, here, monkeypatch, native, taken, other):
+    """Stored and compared as that, so a run never mixes the two."""
+    monkeypatch.setattr(distributed, "computes_bf16", lambda device: native)
+    made = call("pretrain", recipe({"precision": "auto"}), "--out", "run", "--json")
+    assert f", cpu, {taken}, data resident" in made.stderr
+    assert made.json["warnings"] == []
+    assert yaml.safe_load((here / "run" / "recipe.yaml").read_text())["precision"] == taken
+    assert call("pretrain", recipe({"precision": taken}), "--out", "run", "--json").json["status"] == "skipped"
+    monkeypatch.setattr(distributed, "computes_bf16", lambda device: not native)
+    elsewhere = call("pretrain", recipe({"precision": "auto"}), "--out", "run")
+    assert elsewhere.code == 2
+    assert f"  precision: {taken} -> {other}" in elsewhere.stderr.splitlines()
+
+
+def test_bf16_that_is_emulated_is_said_once(recipe, here, monkeypatch):
+    monkeypatch.setattr(distributed, "computes_bf16", lambda device: False)
+    fields = {"precision": "bf16", "pretrain.epochs": 1, "finetune.mode": "joint", "finetune.epochs": 1}
+    warnings = call("run", recipe(fields), "--json").json["warnings"]
+    assert sum("bf16 is emulated on this device" in warning for warning in warnings) == 1
 
 
 def test_restart_makes_it_anew_under_the_changed_recipe(recipe, pretrained):
