@@ -23,7 +23,8 @@ help: ## list the targets
 
 .venv: .venv/installed ## the virtual environment with the pinned versions of constraints.txt
 
-# The stamp is written last, so an interrupted installation is taken up again.
+# The stamp is written last, so an interrupted installation is taken up again. Compiled as pip does it: where Python may not write
+# its bytecode, every process of the demo and of the tests would compile torch and MLflow anew.
 .venv/installed: pyproject.toml constraints.txt
 	@if ! .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 		for python in $(PYTHONS) none; do \
@@ -43,7 +44,7 @@ help: ## list the targets
 		"$$python" -m venv --clear .venv || exit 1; \
 	fi
 	@if ! { .venv/bin/python -m pip install --quiet --disable-pip-version-check uv \
-		&& .venv/bin/uv pip install --python .venv/bin/python -c constraints.txt -e '.[dev]'; }; then \
+		&& .venv/bin/uv pip install --compile-bytecode --python .venv/bin/python -c constraints.txt -e '.[dev]'; }; then \
 		echo "uv could not be installed or did not succeed; installing with pip instead, which takes some minutes." >&2; \
 		if ! .venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; then \
 			echo "The packages could not be installed; the reason is above. Without internet, point PIP_INDEX_URL or PIP_FIND_LINKS at a copy of them." >&2; \
