@@ -93,8 +93,9 @@ class Pair:
         return max(seconds), sum(spent)
 
     def close(self) -> None:
-        for process in self.processes:
+        for process in self.processes:  # all of them, before the first is gone: ranks leave together
             process.stdin.close()
+        for process in self.processes:
             process.wait()
 
 
