@@ -65,9 +65,10 @@ test: .venv ## run the tests
 test-faults: .venv ## kill, damage, fill up and cut off everything, again and again
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 tests/faults -m "slow or not slow" --timeout 3600
 
-# Peers run where they are installed; tests/benchmarks/bench.py says how.
-bench: .venv ## how fast the training step is, beside its peers and the hardware's limit
+# Peers run where they are installed; tests/benchmarks/bench.py says how. Two ranks need two cores, and say so where there is one.
+bench: .venv ## how fast ssl-ae is, beside its peers and the hardware's limit
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.benchmarks.bench
+	.venv/bin/python -m tests.benchmarks.ranks
 
 # Half an hour, and 10 GB of the temporary folder for a while.
 bench-growth: .venv ## time and memory of pack, pretrain, extract and indexing, by the size of the data

@@ -26,13 +26,14 @@ def suggest(
     """Choose the samples to label next, and write a sheet for their labels.
 
     \b
-    ssl-ae suggest runs/photos --budget 100 --out sheet.csv
+    ssl-ae suggest runs/photos --budget 50 --out sheet.csv
     ssl-ae finetune pipelines/photos.yaml --labels sheet.csv        # once the column label is filled in
-    ssl-ae suggest runs/photos --budget 50 --method sequential --out more.csv
+    ssl-ae suggest runs/photos --budget 50 --out more.csv           # what that is unsure of
     ssl-ae finetune pipelines/photos.yaml --labels more.csv         # it has the labels of sheet.csv, too
 
     Before anything is finetuned: samples that are typical of the data and unlike each other. Afterwards: those that the model
-    is unsure of. Below them the sheet has every label that there is. Thumbnails of images lie beside it. Rows may stay empty.
+    is unsure of, so two sheets tell it more than one of the same budget. Below them a sheet has every label that there is.
+    Thumbnails of images lie beside it. Rows may stay empty.
     """
     with many_imports():
         from ssl_ae.stages.stored import recipe_of
