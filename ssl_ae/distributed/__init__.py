@@ -118,7 +118,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether products in bf16 are the device's own; elsewhere torch emulates them, several times slower than in float32."""
+    """Whether torch says that products in bf16 are the device's own; emulated ones are several times slower than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

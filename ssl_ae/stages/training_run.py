@@ -23,7 +23,10 @@ from ssl_ae.validation import validate
 CHECKPOINT = "checkpoint"  # the folder in a stage's own
 BAR_EVERY_SECONDS = 0.2  # drawing must cost nothing beside a step
 LINE_EVERY_SECONDS = 5.0  # epochs may be short
-EMULATED = "precision: bf16 is emulated on this device, several times slower than fp32. Take precision: auto, or fp32."
+EMULATED = (
+    "precision: bf16: as far as torch says, this device only emulates it, several times slower than fp32. "
+    "Take precision: auto, or fp32."
+)
 
 
 def train(
