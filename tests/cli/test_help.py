@@ -1,5 +1,6 @@
 """`--help`: quick, and with an example for every command."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -16,18 +17,25 @@ COMMANDS = [
 ]  # fmt: skip
 
 
+def processor_seconds(code: str) -> tuple[float, str]:
+    """What a fresh interpreter and its children take for `code`, and what it printed; compiled before, as installed packages are."""
+    compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=compiled)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, found.stdout
+
+
 def test_help_costs_little_and_imports_nothing_heavy():
     code = "import sys; sys.argv = ['ssl-ae', '--help']\n"
     code += "from ssl_ae.cli import main\ntry: main()\nfinally: print(sorted(sys.modules))"
-    costs = []
-    for _ in range(3):  # the best of three: what other processes do to the caches is not ours
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(costs) < 0.3
+    # Beside what a program with Typer cannot go below, in turns, the best of each: a number of seconds would be a bound on the
+    # machine and on what else runs there. The 0.3 s that are promised hold wherever such an import takes 0.15.
+    turns = [(*processor_seconds(code), processor_seconds("import typer")[0]) for _ in range(5)]
+    helps, answers, imports = zip(*turns, strict=True)
+    assert min(helps) < 2 * min(imports)
     for module in ("torch", "mlflow", "sklearn", "pydantic", "pyarrow", "matplotlib"):
-        assert f"'{module}'" not in found.stdout
+        assert f"'{module}'" not in answers[0]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
