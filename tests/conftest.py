@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,29 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_AE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_pictures() -> Iterator[Callable]:
+    """Figures are composed but not rendered, one pixel is saved for each: rendering is most of what a short run does.
+
+    Returns the method that renders, for `rendered`.
+    """
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    with pytest.MonkeyPatch.context() as patch:
+        render = Figure.savefig
+        patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (1, 1)).save(path, format="png"))
+        yield render
+
+
+@pytest.fixture
+def rendered(quick_pictures, monkeypatch) -> None:
+    """For tests that look at a picture."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", quick_pictures)
 
 
 @pytest.fixture(scope="session")
@@ -102,17 +126,6 @@ def pretrained(finetuned) -> Path:
     for name in ("finetune", "baselines", "latents"):
         shutil.rmtree(finetuned / name)
     return finetuned
-
-
-@pytest.fixture(scope="module")
-def unseen_pictures():
-    """For modules that look at no picture: half of what their commands would do is layout. One pixel is saved for each."""
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda figure, path, **options: Image.new("L", (1, 1)).save(path, format="png"))
-        yield
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,7 @@ FORBIDDEN_ROOMS = {"utils", "common", "helpers", "base", "misc", "types"}
 LONGEST = 400
 
 
+@cache
 def modules() -> dict[str, Path]:
     """{dotted name under ssl_ae: file}."""
     found = {}
@@ -91,6 +93,7 @@ def room(module: str) -> str:
     return next((name for package, name in ROOMS.items() if module == package or module.startswith(f"{package}.")), module)
 
 
+@cache
 def imports(path: Path, runtime_only: bool = True) -> set[str]:
     """Every dotted name a file imports, wherever in the file; those under `if TYPE_CHECKING` only on request."""
     tree, found = ast.parse(path.read_text()), set()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ssl_ae import figures
 
+pytestmark = pytest.mark.usefixtures("rendered")
 METHODS = {"sequential": {10: (0.31, 0.02, 7), 300: (0.05, 0.01, 7)}, "joint-alpha0.1": {10: (0.2, np.nan, 1)}}
 CONTROLS = {"labels-only": {10: (0.5, 0.03, 7), 300: (0.02, 0.004, 7)}}
 

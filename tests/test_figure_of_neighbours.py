@@ -9,6 +9,8 @@ from PIL import Image
 
 from ssl_ae import figures
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:

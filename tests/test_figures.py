@@ -14,6 +14,8 @@ from sklearn.datasets import load_digits
 from ssl_ae import figures
 from ssl_ae.figures import page
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 
 def numbers(*shape: int) -> np.ndarray:
     return np.random.default_rng(7).normal(size=shape)

@@ -11,6 +11,7 @@ from PIL import Image
 from ssl_ae import figures
 from ssl_ae.pictures import Histogram, Lines, Tiles
 
+pytestmark = pytest.mark.usefixtures("rendered")
 WHITE, GREY = [1.0, 1.0, 1.0, 1.0], [0.5, 0.5, 0.5]
 
 

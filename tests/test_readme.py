@@ -47,7 +47,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("unseen_pictures")
 def test_every_command_runs_in_order(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """One epoch each, journal only; `--labels 1000` is more than these 500 rows have, so it asks for 100."""
     monkeypatch.chdir(place)

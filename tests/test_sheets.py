@@ -13,6 +13,7 @@ from PIL import Image
 from ssl_ae import figures
 from ssl_ae.figures import sheets
 
+pytestmark = pytest.mark.usefixtures("rendered")
 SHAPES = {"image": (1, 7, 5), "vector": (13,), "signal": (2, 97)}
 
 

@@ -18,7 +18,7 @@ COMMANDS = [
 
 
 def processor_seconds(code: str) -> tuple[float, str]:
-    """What a fresh interpreter and its children take for `code`, and what it printed; compiled before, as installed packages are."""
+    """What a fresh interpreter takes for `code`, and what it printed; its modules are compiled, as installed ones are."""
     compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=compiled)

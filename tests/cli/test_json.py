@@ -10,7 +10,7 @@ COMMON = {"command", "run", "status", "outputs", "metrics", "mlflow_run_id", "wa
 
 
 @pytest.fixture(scope="module")
-def answers(finished, digits, tmp_path_factory, unseen_pictures) -> dict[str, dict]:
+def answers(finished, digits, tmp_path_factory) -> dict[str, dict]:
     """What each command answers in a finished run."""
     folder = tmp_path_factory.mktemp("json")
     recipe = finished.parents[1] / "recipe.yaml"

@@ -13,8 +13,6 @@ from safetensors.torch import load_file
 from ssl_ae import latents, tables
 from ssl_ae.recipe import Rounds, Stage, load, with_fields
 
-pytestmark = pytest.mark.usefixtures("unseen_pictures")
-
 JOINT = {
     "model.head": {"name": "softmax"},
     "model.regularizers": [{"name": "kl"}, {"name": "pseudo_labels", "power": 4}],

@@ -146,7 +146,7 @@ def test_every_sample_of_a_file_asks(run, digits, here):
 
 
 @pytest.mark.parametrize("query", ["key", "file"])
-def test_a_picture(run, digits, here, query):
+def test_a_picture(run, digits, here, query, rendered):
     train = DataSet.open(digits).split("train")
     np.savez(here / "new.npz", x=train.read(np.arange(13)))  # more queries than a picture shows
     asked = train.keys[0] if query == "key" else "new.npz"
