@@ -11,7 +11,7 @@ def seed_of(*counters: int) -> int:
     return int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0]) >> 1
 
 
-def seed_draws(seed: int, device: torch.device) -> None:
+def seed_draws(seed: int, device: torch.device = torch.device("cpu")) -> None:
     """Seed the generators that components draw from: the host's and the device's own.
 
     torch.manual_seed would also queue a call, with a stack trace, for every backend that is not initialised.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssl_ae.randomness import seed_draws
+
 if TYPE_CHECKING:
     from ssl_ae.testing.world import Subject
 
@@ -42,7 +44,7 @@ class Check:
     def _run(self, subject: Subject) -> None:
         __tracebackhide__ = True
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            seed_draws(0)
             try:
                 self.look(subject)
             except Finding as finding:

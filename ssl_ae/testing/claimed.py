@@ -13,6 +13,7 @@ from ssl_ae import pictures as drawable
 from ssl_ae.components import Decoder, Encoder
 from ssl_ae.model import CODE, Model, frozen
 from ssl_ae.objective import supervised
+from ssl_ae.randomness import seed_draws
 from ssl_ae.testing.check import Check, Finding, check, require
 from ssl_ae.testing.mapped import alike, condition_of, distribution
 from ssl_ae.testing.world import Subject, World
@@ -30,7 +31,7 @@ def _alone(subject: Subject) -> Iterator[tuple[World, Model]]:
 
 def _pass(model: Model, x: Tensor, seed: int = 0, **options: object) -> dict[str, Tensor]:
     """The layers of one walk through the encoder, and the code's mean."""
-    torch.manual_seed(seed)
+    seed_draws(seed)
     run = Pass(model.decoder, **options)
     q = model.encoder(run.tap(x, "input"), run)
     return {**run.taps, CODE: q.mean}

@@ -18,6 +18,7 @@ from ssl_ae.data.sources import Source
 from ssl_ae.errors import RecipeError
 from ssl_ae.hookspecs import hookimpl
 from ssl_ae.model import Model, build
+from ssl_ae.randomness import seed_draws
 from ssl_ae.registry import Registry
 from ssl_ae.resolve import Resolved, resolve
 from ssl_ae.testing import companions
@@ -80,7 +81,7 @@ class World:
 
     def model(self, seed: int = 0) -> Model:
         """A fresh model, its head prepared (or fitted) on labels of the task."""
-        torch.manual_seed(seed)
+        seed_draws(seed)
         model = build(self.resolved, head=True)
         sample = self.sample(100)
         if self.kind == "table head":
