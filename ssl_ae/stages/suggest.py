@@ -58,6 +58,10 @@ def suggest(ws: Workspace, budget: int, out: Path, method: str | None = None) ->
     there = chosen.labels.count
     below = f" (below them are the {there:,} that there are)" if there else ""
     ws.reporter.say(f"suggest: {count:,} rows by {chosen.rule}; fill in their labels{below}, then give --labels {out}")
+    if not asked:
+        ws.reporter.say(
+            "suggest: once a model is finetuned on this sheet, the next follows its doubts; half of a budget on each tells it more"
+        )
     metrics = {"rows": float(count), "labeled": float(there)}
     if chosen.margins is not None:
         metrics["margin"] = float(chosen.margins.mean())

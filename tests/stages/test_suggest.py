@@ -30,8 +30,10 @@ def filled(path, digits, skip=()):
 
 
 def test_the_sheet_comes_back_as_labels(pretrained, recipe, digits, here):
-    answer = call("suggest", pretrained, "--budget", 20, "--out", "sheet.csv", "--json").json
+    said = call("suggest", pretrained, "--budget", 20, "--out", "sheet.csv", "--json")
+    answer = said.json
     assert answer["rule"].startswith("typical codes")
+    assert "half of a budget on each" in said.stderr
     assert answer["metrics"] == {"rows": 20.0, "labeled": 0.0}
     rows, train = sheet_of("sheet.csv"), DataSet.open(digits).split("train")
     assert len({row["key"] for row in rows}) == 20
@@ -46,8 +48,10 @@ def test_the_sheet_comes_back_as_labels(pretrained, recipe, digits, here):
 
 
 def test_after_finetuning_it_follows_the_doubts(finetuned, digits, here):
-    answer = call("suggest", finetuned, "--budget", 7, "--out", "sheet.csv", "--json").json
+    said = call("suggest", finetuned, "--budget", 7, "--out", "sheet.csv", "--json")
+    answer = said.json
     assert answer["rule"].startswith("smallest margins of ")
+    assert "half of a budget" not in said.stderr
     assert answer["metrics"]["rows"] == 7
     assert 0 <= answer["metrics"]["margin"] < 1
     again = call("suggest", finetuned, "--budget", 7, "--out", "again.csv", "--json").json
