@@ -60,7 +60,8 @@ def suggest(ws: Workspace, budget: int, out: Path, method: str | None = None) ->
     ws.reporter.say(f"suggest: {count:,} rows by {chosen.rule}; fill in their labels{below}, then give --labels {out}")
     if not asked:
         ws.reporter.say(
-            "suggest: once a model is finetuned on this sheet, the next follows its doubts; half of a budget on each tells it more"
+            "suggest: once a model is finetuned on this sheet, the next follows its doubts; "
+            "half of a budget on each tells it more than all of it on this one"
         )
     metrics = {"rows": float(count), "labeled": float(there)}
     if chosen.margins is not None:
