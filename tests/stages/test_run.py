@@ -17,7 +17,7 @@ def both(recipe):
     return recipe({"stages": ALL})
 
 
-def test_the_whole_recipe_and_then_nothing_twice(both, here):
+def test_the_whole_recipe_and_then_nothing_twice(both, here, rendered):
     first = call("run", both, "--json")
     answer = first.json
     assert answer["status"] == "done"
