@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -190,6 +191,20 @@ def test_latent_map_names_twenty_classes_at_most(tmp_path: Path, drawn: list[Fig
     labels = np.repeat(np.arange(23), np.arange(23, 0, -1))  # class 0 is the most frequent, 22 the rarest
     assert_picture(figures.latent_map(tmp_path / "map.png", numbers(len(labels), 2), labels, [f"c{n}" for n in range(23)]))
     assert legend(drawn[0].axes[0]) == [*(f"c{n}" for n in range(20)), "3 other classes"]
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path: Path, drawn: list[Figure]) -> None:
+    """`$x^$` is a formula that matplotlib cannot read, and between `$10 - $20` it would drop the blanks."""
+    names, labels = ["$10 - $20", "$x^$"], np.arange(61) % 2
+    figures.confusion_matrix(tmp_path / "confusion.png", labels, labels, names)
+    figures.latent_map(tmp_path / "map.png", numbers(61, 2), labels, names)
+    assert [label.get_text() for label in drawn[0].axes[0].get_xticklabels()] == names
+    assert legend(drawn[1].axes[0]) == names
+    assert not any(text.get_parse_math() for figure in drawn for text in figure.findobj(Text))
+    figures.learning_curves(tmp_path / "curves.png", {"$loss$": (range(7), [10.0**-step for step in range(7)])})
+    (axes,) = drawn[2].axes
+    assert not axes.title.get_parse_math()
+    assert all(label.get_parse_math() for label in axes.get_yticklabels())  # 10^-3 with its exponent raised
 
 
 def test_class_colors_are_not_the_grey_of_unlabelled_rows() -> None:

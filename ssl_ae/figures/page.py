@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ssl_ae import files
 
@@ -46,8 +47,17 @@ def page(path: Path, width: float, height: float, title: str, detail: str = "") 
     figure.text(0.12 / width, 1 - 0.12 / height, title, va="top", fontsize=12, color=INK)
     figure.text(0.12 / width, 1 - 0.37 / height, detail, va="top", fontsize=9, color=GREY)
     yield figure
+    _take_literally(figure)
     with files.whole_file(path) as aside:
         figure.savefig(aside, format="png", metadata={"Software": None})  # the same picture, the same bytes
+
+
+def _take_literally(figure: Figure) -> None:
+    """Names come from the data, and between two dollars matplotlib would read a formula. Only powers of ten are formulas here."""
+    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
+    powers = {text for axis in axes if axis.get_scale() == "log" for text in axis.findobj(Text)}
+    for text in figure.findobj(Text):
+        text.set_parse_math(text in powers)
 
 
 def style(axes: Axes) -> None:
