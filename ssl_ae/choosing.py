@@ -48,8 +48,8 @@ def uncertain(z: np.ndarray, p: np.ndarray, count: int, labeled: np.ndarray, see
 
 
 def margins(p: np.ndarray) -> np.ndarray:
-    """(N,) probability of the likeliest class less that of the second; p (N, C), C >= 2."""
-    second, first = np.partition(p, -2, axis=1)[:, -2:].T
+    """(N,) probability of the likeliest class less that of the second, p (N, C); a class by itself has no second."""
+    second, first = np.partition(np.pad(p, ((0, 0), (1, 0))), -2, axis=1)[:, -2:].T
     return first - second
 
 

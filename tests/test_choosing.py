@@ -51,6 +51,7 @@ def test_margins_are_of_the_two_likeliest():
     p = np.random.default_rng(0).dirichlet(np.ones(7), 31)
     ordered = np.sort(p, axis=1)
     np.testing.assert_allclose(margins(p), ordered[:, -1] - ordered[:, -2])
+    np.testing.assert_array_equal(margins(np.ones((3, 1))), 1.0)  # a class by itself leaves no doubt
 
 
 def test_uncertain_rows_are_unlike_each_other():

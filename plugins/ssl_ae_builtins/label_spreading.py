@@ -65,10 +65,11 @@ class LabelSpreading(ssl_ae.TableHead):
     `prior`, rows and columns are scaled in turn until every class has its share of the rows (Sinkhorn 1967). A new sample is
     the weighted vote of its k nearest train rows (Delalleau et al. 2005, eq. 6), so no other new sample has a say in it.
 
-    With `class_mass: equal` a label is divided by how many its class has, so that none wins a border by having been labelled
-    more often: for labels that were not drawn at random (Wang, Jebara & Chang 2008). By 50 labels of MNIST, 3 to 8 a class, that
-    `suggest` chose, the first graph of `mnist_100` errs on 1.53 % of the train rows and else on 1.60 % (18 choices); by 50 that
-    were drawn as they come on 3.0 and 4.5 % (18 draws); by five a class on 1.54 %.
+    With `class_mass: equal` a label that spreads is divided by how many its class has, so that none wins a border by having been
+    labelled more often: for labels that were not drawn at random (as Wang, Jebara & Chang 2008 do, but without the degree of a
+    node). By 50 labels of MNIST, 3 to 8 a class, that `suggest` chose, the first graph of `mnist_100` errs on 1.53 % of the train
+    rows, with `labels` on 1.60 % (18 choices); by 50 that were drawn as they come on 3.0 and 4.5 % (18 draws); by five a class on
+    1.54 %.
 
     `sharpen` rounds of 5 steps p <- S p and p <- p^4, the labels held, move borders between classes to where the graph has few
     edges (threshold dynamics: Merkurjev et al. 2013, alg. 1, with a soft threshold). Which row of a cluster has the label then
@@ -305,14 +306,16 @@ def told(name: str, config: LabelSpreading.Config, choice: Choice, labels: int) 
     if not free:
         return None
     taken = ", ".join(f"{option} {values[option]}" for option in free)
+    waiting = [option for option in free if option != "alpha"] if labels < MANY else []
     if not choice.losses:
-        return ssl_ae.Findings(said=(f"head {name} keeps {taken}: too few of the {labels:,} labels can be held out.",))
+        few = f"too few of the {labels:,} labels can be held out"
+        reason = f"it chooses {' and '.join(waiting)} from {MANY} labels on" if waiting == free else few
+        return ssl_ae.Findings(said=(f"head {name} keeps {taken}: {reason}.",))
     losses = list(choice.losses.values())
     of_taken = choice.losses[choice.setting]
     text = f"head {name} took {taken} by the log-loss of {labels:,} labels, held out in turn: {of_taken:.3f}"
     text += f", by the safe setting {losses[0]:.3f}." if of_taken != losses[0] else ", the safe setting."
-    if labels < MANY and free != ["alpha"]:
-        waiting = [option for option in free if option != "alpha"]
+    if waiting:
         text += f" From {MANY} labels on it chooses {' and '.join(waiting)}, too."
     numbers = {f"head/{option}": float(values[option]) for option in free if option != "metric"}
     return ssl_ae.Findings(said=(text,), metrics={"head/nll": of_taken, **numbers})

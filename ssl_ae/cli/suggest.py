@@ -32,7 +32,7 @@ def suggest(
     ssl-ae finetune pipelines/photos.yaml --labels more.csv         # it has the labels of sheet.csv, too
 
     Before anything is finetuned: samples that are typical of the data and unlike each other. Afterwards: those that the model
-    is unsure of, so two sheets tell it more than one of the same budget. Below them a sheet has every label that there is.
+    is unsure of, so two sheets often tell it more than one of the same budget. Below them a sheet has every label that there is.
     Thumbnails of images lie beside it. Rows may stay empty.
     """
     with many_imports():

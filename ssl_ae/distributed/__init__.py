@@ -86,14 +86,14 @@ def _joined(backend: str) -> Iterator[None]:
 
 
 def timeout_seconds() -> float:
-    """How long a rank may be silent. Raises RecipeError for a SSL_AE_TIMEOUT_SECONDS that is no positive number."""
+    """How long a rank may be silent. Raises RecipeError for another SSL_AE_TIMEOUT_SECONDS than from 0 to a million."""
     text = os.environ.get("SSL_AE_TIMEOUT_SECONDS", str(TIMEOUT_SECONDS))
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < 1e6:
-        raise RecipeError(f'SSL_AE_TIMEOUT_SECONDS = "{text}": expected a positive number of seconds; unset, it is 180.')
+        raise RecipeError(f'SSL_AE_TIMEOUT_SECONDS = "{text}": expected seconds, above 0 and below 1000000; unset, it is 180.')
     return seconds
 
 
@@ -118,7 +118,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether torch says that products in bf16 are the device's own; emulated ones are several times slower than in float32."""
+    """Whether torch says that products in bf16 are the device's own; emulated ones take two to four times those in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

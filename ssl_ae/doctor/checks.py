@@ -144,8 +144,8 @@ def devices(torch_trouble: str | None = None) -> Finding:
     from ssl_ae.distributed import choose_device, computes_bf16
 
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    mps, threads, auto = torch.backends.mps.is_available(), torch.get_num_threads(), choose_device("auto").type
-    precision = "bf16" if computes_bf16(choose_device("auto")) else "fp32"
+    mps, threads, device = torch.backends.mps.is_available(), torch.get_num_threads(), choose_device("auto")
+    auto, precision = device.type, "bf16" if computes_bf16(device) else "fp32"
     facts |= {"cuda": [gpu.name for gpu in gpus], "mps": mps, "torch_threads": threads, "auto": auto, "precision": precision}
     named = [f"{gpu.name} ({gpu.total_memory / GB:.0f} GB)" for gpu in gpus] or ["no CUDA"]
     text += f"; {listing(named, 'and')}{'; MPS' if mps else ''}; device: auto takes {auto}, precision: auto {precision}"

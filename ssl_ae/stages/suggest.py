@@ -58,10 +58,11 @@ def suggest(ws: Workspace, budget: int, out: Path, method: str | None = None) ->
     there = chosen.labels.count
     below = f" (below them are the {there:,} that there are)" if there else ""
     ws.reporter.say(f"suggest: {count:,} rows by {chosen.rule}; fill in their labels{below}, then give --labels {out}")
-    if not asked:
+    classes = ws.card.y is None or ws.card.y.task == "classes"
+    if not asked and classes and there + count < ws.data.split(SPLIT).rows:
         ws.reporter.say(
             "suggest: once a model is finetuned on this sheet, the next follows its doubts; "
-            "half of a budget on each tells it more than all of it on this one"
+            "half of a budget on each often tells it more than all of it on this one"
         )
     metrics = {"rows": float(count), "labeled": float(there)}
     if chosen.margins is not None:

@@ -24,8 +24,8 @@ CHECKPOINT = "checkpoint"  # the folder in a stage's own
 BAR_EVERY_SECONDS = 0.2  # drawing must cost nothing beside a step
 LINE_EVERY_SECONDS = 5.0  # epochs may be short
 EMULATED = (
-    "precision: bf16: as far as torch says, this device only emulates it, several times slower than fp32. "
-    "Take precision: auto, or fp32."
+    "precision: bf16: torch does not say that this device computes in it itself; where it is emulated, a step takes two to four "
+    "times as long as in fp32. Take precision: auto, or fp32."
 )
 
 

@@ -236,7 +236,7 @@ def open_workspace(
     keep_freed()
     with no_denormals(), distributed.process_group(recipe.device) as device, contextlib.ExitStack() as stack:
         reporter.silent = reporter.silent or not distributed.is_main()
-        data, resolved = open_data(recipe, registry, source, reporter)
+        data, resolved = open_data(in_one_precision(recipe, run), registry, source, reporter)
         stack.enter_context(only_writer(run, reporter))
         yield Workspace(resolved, data, run, device, reporter, published=published)
 
@@ -277,18 +277,25 @@ def open_data(recipe: Recipe, registry: Registry, source: str, reporter: Reporte
     if data.card.split("train").rows == 0:
         raise DataError(f"{data.path}: the split train holds no samples. Add some, and pack the source again.")
     _check_same_data(recipe, data)
-    resolved = resolve_stored(in_one_precision(recipe), registry, card_with_labels(recipe, data), source)
+    resolved = resolve_stored(recipe, registry, card_with_labels(recipe, data), source)
     for line in data.losses:
         reporter.warn(line)
     return data, resolved
 
 
-def in_one_precision(recipe: Recipe) -> Recipe:
-    """`precision: auto` is what suits rank 0's device, on every rank: stored, compared and told as that."""
+def in_one_precision(recipe: Recipe, run: Path) -> Recipe:
+    """`precision: auto` is what the run was begun in, else what suits the device: on every rank what rank 0 finds.
+
+    Stored, compared and told as that, so that no run mixes the two, wherever it goes on.
+    """
     if recipe.precision != "auto":
         return recipe
-    native = distributed.from_main(distributed.computes_bf16(distributed.choose_device(recipe.device)))
-    return recipe.model_copy(update={"precision": "bf16" if native else "fp32"})
+    begun = run / runs.RECIPE
+    if begun.exists():
+        taken = recipes.load(begun).precision
+    else:
+        taken = "bf16" if distributed.computes_bf16(distributed.choose_device(recipe.device)) else "fp32"
+    return recipe.model_copy(update={"precision": distributed.from_main(taken)})
 
 
 def pack_on_first_use(recipe: Recipe, registry: Registry, reporter: Reporter) -> None:

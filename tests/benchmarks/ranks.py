@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterable
 from itertools import count
 
+from ssl_ae.doctor.checks import usable_cores
+
 BATCH, RANKS, STEPS, BAR = 4096, 2, 8, 0.9
 
 
@@ -107,7 +109,7 @@ def main() -> None:
     if given.train:
         train()
         return
-    if (os.cpu_count() or 1) < RANKS:
+    if usable_cores() < RANKS:
         print(f"two ranks: skipped, {RANKS} ranks need as many cores")
         return
     together, alone = Pair(together=True), Pair(together=False)

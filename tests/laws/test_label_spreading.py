@@ -208,11 +208,14 @@ def test_classes_of_equal_mass_are_told_apart_by_their_mean_label():
     assert (one.p[:, 0] > counted.p[:, 0]).float().mean() > 0.95  # of 7 labels beside some 20 a class
 
 
-def test_equally_many_labels_have_equal_mass_already():
-    z, _, truth = rows()
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("per_class", [rooms.FOLDS - 1, rooms.FOLDS, 2 * rooms.FOLDS])
+def test_equally_many_labels_have_equal_mass_already(per_class, seed):
+    """Also in every fold: as many of each class are left, or none is held out. Of 7 a class 5 of one would be left, 6 of another."""
+    z, _, truth = rows(seed=seed)
     y = torch.full_like(truth, -1)
     for c in range(C):
-        y[torch.nonzero(truth == c)[:7, 0]] = c
+        y[torch.nonzero(truth == c)[:per_class, 0]] = c
     counted, equal = (head(sharpen=3, class_mass=how) for how in ("labels", "equal"))
     for one in (counted, equal):
         one.fit(z, y)
@@ -275,6 +278,9 @@ def test_what_was_chosen_is_told():
     assert re.match(r"head label_spreading took metric (cosine|euclidean), k (5|10|20), alpha 0\.\d+ by", many.said[0])
     assert "From" not in many.said[0]
     assert {*many.metrics} == {"head/k", "head/alpha", "head/nll"}
+    assert said(y, alpha=0.9).said == (
+        "head label_spreading keeps metric cosine, k 10: it chooses metric and k from 100 labels on.",
+    )
     one = torch.where(torch.arange(N) < 3, truth, -1)
     assert said(one).said == (
         "head label_spreading keeps metric cosine, k 10, alpha 0.9: too few of the 3 labels can be held out.",

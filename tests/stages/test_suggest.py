@@ -92,12 +92,20 @@ def test_weights_and_numbers_come_along(here):
     }
     (here / "recipe.yaml").write_text(json.dumps(recipe))
     assert call("run", "recipe.yaml", "--set", "stages=[pretrain, extract]", "--out", "run").code == 0
-    assert call("suggest", "run", "--budget", 5, "--out", "sheet.csv").code == 0
+    said = call("suggest", "run", "--budget", 5, "--out", "sheet.csv")
+    assert said.code == 0
+    assert "half of a budget" not in said.stderr  # numbers have no margin: the next sheet would be of the codes again
     table = LabelTable.read(here / "sheet.csv", data.card.y)
     assert len(table.keys) == 16
     for key, label, weight in list(zip(table.keys, table.labels, table.weight, strict=True))[5:]:
         np.testing.assert_array_equal(label, wanted[key][0])
         assert weight == wanted[key][1]
+
+
+def test_a_sheet_of_every_row_speaks_of_no_other(pretrained):
+    said = call("suggest", pretrained, "--budget", 9_999, "--out", "sheet.csv")
+    assert "only 1,298 rows of train have no label yet" in said.stderr
+    assert "half of a budget" not in said.stderr
 
 
 @pytest.mark.parametrize(
