@@ -211,7 +211,7 @@ def test_classes_of_equal_mass_are_told_apart_by_their_mean_label():
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("per_class", [rooms.FOLDS - 1, rooms.FOLDS, 2 * rooms.FOLDS])
 def test_equally_many_labels_have_equal_mass_already(per_class, seed):
-    """Also in every fold: as many of each class are left, or none is held out. Of 7 a class 5 of one would be left, 6 of another."""
+    """Also in every fold: as many of each class are left, or none is held out; of 7 a class, 5 of one and 6 of another."""
     z, _, truth = rows(seed=seed)
     y = torch.full_like(truth, -1)
     for c in range(C):
