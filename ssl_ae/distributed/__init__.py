@@ -118,7 +118,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether torch says that products in bf16 are the device's own; emulated ones take two to four times those in float32."""
+    """Whether torch says that products in bf16 are the device's own; emulated they take two to four times as long as in fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
