@@ -16,7 +16,7 @@ BUILTINS = ROOT / "plugins" / "ssl_ae_builtins"
 # From the ground up. A room imports only from floors below its own; rooms of one floor do not know each other.
 FLOORS = [
     {"errors"},
-    {"files", "stopping", "memory", "trace", "randomness", "progress", "moments", "pictures", "findings"},
+    {"files", "stopping", "memory", "cores", "trace", "randomness", "progress", "moments", "pictures", "findings"},
     {"replay", "latent", "likelihood", "tables", "data.card", "data.keys", "data.tar"},
     {"data.sources", "data.damage", "data.holdout", "data.moments", "data.samples", "data.order", "latents"},
     {"data.targets", "data.shards", "data.remote", "data.loading"},

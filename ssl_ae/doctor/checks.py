@@ -21,6 +21,7 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
 
+from ssl_ae.cores import usable_cores
 from ssl_ae.errors import SslAeError, listing
 
 if TYPE_CHECKING:
@@ -156,17 +157,6 @@ def devices(torch_trouble: str | None = None) -> Finding:
         cure = f"torch takes {threads} threads for {usable:g} cores, which is slow: OMP_NUM_THREADS={max(1, int(usable))}"
         return Finding("warning", text, [cure], facts)
     return Finding("ok", text, [], facts)
-
-
-def usable_cores() -> float:
-    """What the scheduler and the container leave to this process."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone
-    cores = float(len(affinity(0)) if affinity else os.cpu_count() or 1)
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return min(cores, int(quota) / int(period))
-    except (OSError, ValueError):  # no cgroup, or `max`
-        return cores
 
 
 def plugins() -> Finding:

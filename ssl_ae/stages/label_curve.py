@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from ssl_ae import distributed, files, tables
+from ssl_ae.cores import usable_cores
 from ssl_ae.data.labels import draw
 from ssl_ae.errors import DataError, Stopped, listing
 from ssl_ae.progress import Reporter
@@ -219,9 +219,8 @@ class Making:
             several = distributed.world() > 1
             devices = [visible[self.ws.device.index]] if several else visible
             return jobs or len(devices), devices
-        cores = len(psutil.Process().cpu_affinity()) if psutil.LINUX else psutil.cpu_count() or 1
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return max(1, min(jobs or max(1, cores // local), cells)), []
+        return max(1, min(jobs or max(1, int(usable_cores()) // local), cells)), []
 
     def tell(self, cell: Cell, scores: dict[str, float], tracker: Tracker) -> None:
         """A cell as metrics: the step is the number of labels, the draw is part of the name."""

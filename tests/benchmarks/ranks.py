@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable
 from itertools import count
 
-from ssl_ae.doctor.checks import usable_cores
+from ssl_ae.cores import usable_cores
 
 BATCH, RANKS, STEPS, BAR = 4096, 2, 8, 0.9
 
