@@ -16,6 +16,8 @@ import pytest
 import torch
 from command_line import call, one_line, spawn, start, with_fields, write_yaml
 from conftest import TINY
+from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.decomposition import PCA
 from ssl_ae_builtins.image_spreading import ImageLabelSpreading
 from ssl_ae_builtins.label_spreading import LabelSpreading
@@ -34,9 +36,10 @@ ASKED = ("--labels", "20,10", "--seeds", "2", "--jobs", "1")
 
 
 @pytest.fixture(scope="module")
-def finished_curve(tmp_path_factory, digits) -> Path:
-    """A folder in which TINY with noise has its curve: 2 numbers of labels, 2 draws, 5 lines."""
+def finished_curve(tmp_path_factory, digits, quick_pictures) -> Path:
+    """A folder in which TINY with noise has its curve, rendered: 2 numbers of labels, 2 draws, 5 lines."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", quick_pictures)
         patch.setenv("SSL_AE_TRACKING", "journal")
         folder = tmp_path_factory.mktemp("curve")
         patch.chdir(folder)
@@ -94,7 +97,9 @@ def test_the_answer(finished_curve):
     markdown = Path(finished_curve / answer["outputs"]["text"]).read_text()
     assert "| labels-only-augmented (control) |" in markdown
     assert all(told in markdown for told in answer["warnings"])
-    assert Path(finished_curve / answer["outputs"]["figure"]).exists()
+    with Image.open(finished_curve / answer["outputs"]["figure"]) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 100
 
 
 def test_mlflow_hears_of_the_curve_and_not_of_its_cells(finished_curve):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from command_line import call, one_line, with_fields, write_yaml
 from conftest import TINY
+from PIL import Image
 from scipy import stats
 from ssl_ae_builtins.mlp import MlpDecoder
 
@@ -19,15 +20,19 @@ from ssl_ae.progress import Reporter
 from ssl_ae.stages import sample as stage
 from ssl_ae.stages.autoencoder import Autoencoder
 
+pytestmark = pytest.mark.usefixtures("rendered")
 POINT = {"model.encoder.posterior": "point", "model.regularizers": []}
 BITS = {"model.encoder": {"name": "hash", "widths": [17], "sampling": "gumbel"}, "model.latent_dim": 2}
 ENCODERS = {"bits": BITS, "point": POINT, "flat-point": {**POINT, "model.latent_dim": 2}, "flat": {"model.latent_dim": 2}}
 
 
 def sampled(run, *words):
-    """The decoded samples and the answer of `sample`."""
+    """The decoded samples and the answer of `sample`, whose picture must be one."""
     answer = call("sample", run, *words, "--out", "sheet.png", "--npy", "sheet.npy", "--json")
     assert answer.code == 0, answer.stderr
+    with Image.open("sheet.png") as picture:
+        picture.load()
+        assert min(picture.size) > 100
     assert answer.json["outputs"] == {"picture": "sheet.png", "samples": "sheet.npy"}
     x = np.load("sheet.npy")
     assert answer.json["metrics"] == {"samples": float(len(x))}
