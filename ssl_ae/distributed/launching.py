@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 
 from ssl_ae.errors import SslAeError, Stopped
 
@@ -21,7 +22,8 @@ def launch(ranks: int, restarts: int = 0) -> None:
 
     options = ["--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
     try:
-        torchrun([*options, "-m", "ssl_ae", *_without(sys.argv[1:], LAUNCHER_OPTIONS)])
+        with tempfile.TemporaryDirectory(prefix="ssl-ae-ranks-") as notes:  # by itself the launcher leaves its own behind
+            torchrun([*options, "--log-dir", notes, "-m", "ssl_ae", *_without(sys.argv[1:], LAUNCHER_OPTIONS)])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)

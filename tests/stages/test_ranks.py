@@ -69,8 +69,10 @@ def test_the_whole_job_on_two_ranks_into_mlflow(wide, here, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_mistake_on_two_ranks_is_one_message(wide):
-    answer = spawn("pretrain", wide, "--nproc", 2, "--set", "model.encoder.name=mpl")
+def test_a_mistake_on_two_ranks_is_one_message_and_nothing_is_left_behind(wide, here):
+    (aside := here / "aside").mkdir()
+    answer = spawn("pretrain", wide, "--nproc", 2, "--set", "model.encoder.name=mpl", TMPDIR=str(aside))
     assert answer.code == 2
     (message,) = [line for line in answer.stderr.splitlines() if line.startswith("error: ")]  # rank 1 says "error on rank 1: "
     assert message.endswith("Did you mean mlp?")
+    assert list(aside.iterdir()) == []
