@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,6 +21,7 @@ from ssl_ae.stopping import stop_signals
 
 T, R = TypeVar("T"), TypeVar("R")
 
+_stopped = threading.Event()  # in a worker: asked to stop
 LOOK_EVERY_SECONDS = 0.2  # whether somebody asked to stop
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -60,10 +62,12 @@ def _together(
     for i in range(workers):
         free.put(devices[i % len(devices)] if devices else None)
     before = set(multiprocessing.active_children())
-    with stop_signals() as asked, ProcessPoolExecutor(workers, context, _begin, (free,)) as pool:
+    pool = ProcessPoolExecutor(workers, context, _begin, (free,))
+    waiting: dict[Future, T] = {}
+    with stop_signals() as asked:
         try:
-            with _environment():
-                waiting: dict[Future, T] = {pool.submit(make, job): job for job in jobs}
+            with _environment(), _without_interrupts():  # the first of which start the workers
+                waiting = {pool.submit(_make, make, job): job for job in jobs}
             while waiting:
                 finished, _ = wait(waiting, LOOK_EVERY_SECONDS, FIRST_COMPLETED)
                 if asked.is_set():
@@ -76,10 +80,12 @@ def _together(
                 "Run the same command to go on, with fewer --jobs where memory is short."
             ) from error
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if waiting:
-                for child in set(multiprocessing.active_children()) - before:
-                    child.terminate()
+            pool.shutdown(wait=not waiting, cancel_futures=True)
+            children = set(multiprocessing.active_children()) - before if waiting else set()
+            for child in children:
+                child.terminate()
+            for child in children:  # not by the pool: asked to wait for them, it would begin the jobs that wait
+                child.join()
 
 
 @contextlib.contextmanager
@@ -107,6 +113,16 @@ def _environment() -> Iterator[None]:
         _set(before)
 
 
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started inside the block do not hear Ctrl-C while they import; this one hears it at its end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _set(values: dict[str, str | None]) -> None:
     for name, value in values.items():
         if value is None:
@@ -121,8 +137,21 @@ def _begin(free) -> None:
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     os.setsid()  # Ctrl-C in a terminal is for the process that asks workers to save
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that came before
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _make(make: Callable[[T], R], job: T) -> R:
+    """In a worker: a job, unless this process was asked to stop in one before; some more wait for it already."""
+    if _stopped.is_set():
+        raise Stopped("stopped between two jobs.")
+    try:
+        return make(job)
+    except Stopped:
+        _stopped.set()
+        raise
 
 
 def _leave_with_parent() -> None:
