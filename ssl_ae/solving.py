@@ -154,7 +154,9 @@ def constant(z: Tensor) -> Tensor:
 
 def _parts(batch: Batch, z: Tensor, rows: int) -> list[Batch]:
     """The rows in stretches, as views, with x the centred latents."""
-    fields = {**vars(batch), "x": z, "target": z}
+    # what is known of a row in the precision of the codes: a density that rounds to float32 would end the search for a step early
+    known = {name: value.to(z.dtype) for name, value in vars(batch).items() if value is not None and value.is_floating_point()}
+    fields = {**vars(batch), **known, "x": z, "target": z}
     return [
         Batch(**{name: None if value is None else value[start : start + rows] for name, value in fields.items()})
         for start in range(0, len(z), rows)

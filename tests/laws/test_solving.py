@@ -258,6 +258,16 @@ def test_the_default_tolerance_is_reached_in_float32():
     assert minimum.value - best.value < 1e-3
 
 
+def test_targets_in_float32_do_not_end_the_search_early():
+    """A density rounded to float32 tells two points apart by no less than 1e-7 of its value: the last steps would look alike."""
+    found, batch = problem(BernoulliHead)
+    exact = solve(found, batch, EXACT, DECAY)
+    rounded = solve(head(BernoulliHead), Batch(x=batch.x, y=batch.y.float()), EXACT, DECAY)
+    assert exact.converged
+    assert rounded.converged
+    assert rounded.value == pytest.approx(exact.value, rel=1e-9)
+
+
 # --- what it says
 
 
