@@ -41,6 +41,8 @@ def folder_of(ws: Workspace, labels: Labels) -> Path:
     fields = [ws.card.fingerprint, labels.digest, tree["model"], training, tree["seed"], tree["precision"], ws.resolved.scale]
     if AUGMENTED in (networks := networks_of(ws.resolved)):
         fields += networks  # the folder without them may hold a labels-only of before, which was augmented
+    if labels.weight is not None:
+        fields += ["weighted"]  # the folder without it may hold a pca-logistic of before, which passed over the weights
     return ws.run / "baselines" / files.digest(fields)[:8]
 
 
@@ -130,16 +132,23 @@ def fit_components(ws: Workspace) -> Components:
 
 
 def fit_linear(ws: Workspace, labels: Labels, components: Components) -> dict[str, Tensor]:
-    """PCA and the linear model on it, folded into one map of the scaled sample: weight (C, D), bias (C,)."""
-    rows = ws.data.split("train").read(np.flatnonzero(labels.known))
+    """PCA and the linear model on it, folded into one map of the scaled sample: weight (C, D), bias (C,).
+
+    Labels of weight 0 are as good as unknown.
+    """
+    known = labels.known if labels.weight is None else labels.known & (labels.weight > 0)
+    rows = ws.data.split("train").read(np.flatnonzero(known))
     features = components.codes(scaled(ws, rows)) / components.spread
-    weight, bias = linear_model(features, labels.y[labels.known], len(ws.card.y.names), ws.card.y.task)
+    of_rows = None if labels.weight is None else labels.weight[known]
+    weight, bias = linear_model(features, labels.y[known], of_rows, len(ws.card.y.names), ws.card.y.task)
     weight = (weight / components.spread) @ components.basis
     return {"weight": torch.from_numpy(weight).float(), "bias": torch.from_numpy(bias - weight @ components.mean).float()}
 
 
-def linear_model(z: np.ndarray, y: np.ndarray, outputs: int, task: str) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (C, K) and bias (C,) by scikit-learn; a class without labels has bias -inf."""
+def linear_model(
+    z: np.ndarray, y: np.ndarray, of_rows: np.ndarray | None, outputs: int, task: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weight (C, K) and bias (C,) by scikit-learn, under the weights `of_rows` (n,); a class without labels has bias -inf."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
     weight, bias = np.zeros((outputs, z.shape[1])), np.full(outputs, -np.inf)
@@ -148,21 +157,21 @@ def linear_model(z: np.ndarray, y: np.ndarray, outputs: int, task: str) -> tuple
         if len(seen) == 1:
             bias[seen] = 0.0
         else:
-            model = LogisticRegression(max_iter=1000).fit(z, y)
+            model = LogisticRegression(max_iter=1000).fit(z, y, of_rows)
             two = len(seen) == 2  # one row for two classes: the log-odds of the second
             weight[seen] = np.concatenate([np.zeros_like(model.coef_), model.coef_]) if two else model.coef_
             bias[seen] = np.concatenate([[0.0], model.intercept_]) if two else model.intercept_
         return weight, bias
     for t in range(outputs):
         there = ~np.isnan(y[:, t])
-        target = y[there, t]
+        target, own = y[there, t], None if of_rows is None else of_rows[there]
         if task == "multilabel" and len(np.unique(target)) == 2:
-            model = LogisticRegression(max_iter=1000).fit(z[there], target)
+            model = LogisticRegression(max_iter=1000).fit(z[there], target, own)
             weight[t], bias[t] = model.coef_[0], model.intercept_[0]
         elif task == "multilabel":
             bias[t] = np.inf if len(target) and target[0] else -np.inf
         else:
-            model = Ridge().fit(z[there], target)
+            model = Ridge().fit(z[there], target, own)
             weight[t], bias[t] = model.coef_, model.intercept_
     return weight, bias
 
