@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ssl_ae.errors import DiskError, SslAeError
+from ssl_ae.errors import DiskError, RecipeError, SslAeError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ASIDE, FORMER = "tmp", "old"  # how names end: of what is not complete yet, and of what made way for another
@@ -28,8 +28,10 @@ _HIDDEN = re.compile(rf"\.(?P<target>.+)\.[0-9a-f]{{8}}\.(?P<kind>{ASIDE}|{FORME
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it to `path`, on failure remove it.
 
-    Raises DiskError where the disk is full; what had the name before is as it was.
+    Raises DiskError where the disk is full, SslAeError where a folder has the name; what had it before is as it was.
     """
+    if path.is_dir():
+        raise SslAeError(f"cannot write {path}: it is a folder. Name a file.")
     make_folder(path.parent)
     with when_full(path), _new_beside(path, Path.touch) as aside:
         yield aside
@@ -37,6 +39,14 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(aside, path)
         sync_folder(path.parent)
+
+
+def check_name(option: str, path: Path, suffix: str, what: str) -> None:
+    """Raises RecipeError for a file that is asked for under a name of another kind, or of a folder: before it is computed."""
+    if path.suffix != suffix:
+        raise RecipeError(f"{option} {path}: {what}; give a name that ends in {suffix}.")
+    if path.is_dir():
+        raise RecipeError(f"{option} {path} is a folder. Name a file that is not there yet, or one to be replaced.")
 
 
 @contextlib.contextmanager

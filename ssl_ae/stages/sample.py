@@ -184,9 +184,9 @@ def sample(run: Path, asked: Asked, out: Path, npy: Path | None = None, reporter
 
 def check_files(out: Path, npy: Path | None) -> None:
     """Raises RecipeError for names that say another kind of file."""
-    for option, path, suffix in (("out", out, ".png"), ("npy", npy, ".npy")):
-        if path is not None and path.suffix != suffix:
-            raise RecipeError(f"--{option} {path}: give a name that ends in {suffix}.")
+    files.check_name("--out", out, ".png", "the picture is a PNG file")
+    if npy is not None:
+        files.check_name("--npy", npy, ".npy", "the samples are an array of numpy's")
 
 
 # --- where codes come from

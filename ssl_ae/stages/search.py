@@ -12,7 +12,7 @@ import torch
 
 from ssl_ae import distributed, files, latents
 from ssl_ae.data.sources import PackOptions
-from ssl_ae.errors import DataError, RecipeError, did_you_mean, listing
+from ssl_ae.errors import DataError, did_you_mean, listing
 from ssl_ae.model import frozen
 from ssl_ae.neighbours import Neighbours, agreement, nearest
 from ssl_ae.runs import StageFolder
@@ -201,8 +201,8 @@ def precision_of_queries(ws: Workspace, asked: Queries, found: Neighbours, label
 
 
 def check_picture(out: Path | None) -> None:
-    if out is not None and out.suffix != ".png":
-        raise RecipeError(f"--out {out}: the picture is a PNG file; give a name that ends in .png.")
+    if out is not None:
+        files.check_name("--out", out, ".png", "the picture is a PNG file")
 
 
 def draw(ws: Workspace, asked: Queries, found: Neighbours, keys: np.ndarray, labels: np.ndarray, split: str, out: Path) -> None:
