@@ -16,8 +16,9 @@ from ssl_ae.data.loading import Scaling
 from ssl_ae.data.pack import pack
 from ssl_ae.data.remote import is_url
 from ssl_ae.data.sources import PackOptions
+from ssl_ae.data.sources.targets import OF_PREDICTIONS
 from ssl_ae.distributed import choose_device
-from ssl_ae.errors import CheckpointError, DataError, RecipeError, did_you_mean, listing
+from ssl_ae.errors import CheckpointError, DataError, did_you_mean, listing
 from ssl_ae.model import Model, build, frozen
 from ssl_ae.progress import Reporter
 from ssl_ae.registry import Registry
@@ -43,6 +44,11 @@ class Predictor:
     def load(cls, folder: Path, device: str = "auto") -> Predictor:
         """From a finished finetune folder, or a copy of its model.safetensors, recipe.yaml and card.json."""
         card = Card.load(folder)
+        if card.y.task == "regression" and (taken := OF_PREDICTIONS & set(card.y.names)):
+            raise DataError(
+                f"{folder} predicts {min(taken)!r}, and a table of predictions has a column of that name already. "
+                "Pack the source again with another name for it."
+            )
         stored = recipe.load(folder / runs.RECIPE)
         resolved = resolve_stored(stored, Registry.discover(), card, str(folder / runs.RECIPE))
         chosen = choose_device(device)
@@ -91,8 +97,7 @@ def predict(
     `split`: of this split alone. `options` say which columns of a table are its key and labels, as for `data pack`.
     """
     reporter = reporter or Reporter()
-    if out.suffix != ".parquet":
-        raise RecipeError(f"--out {out}: the predictions are a Parquet file; give a name that ends in .parquet.")
+    files.check_name("--out", out, ".parquet", "the predictions are a Parquet file")
     stage = finished_method(run, method)
     predictor = Predictor.load(stage.path, on_this_machine(recipe.load(stage.path / runs.RECIPE), reporter).device)
     keys, parts = [], []

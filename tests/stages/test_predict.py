@@ -132,6 +132,23 @@ def test_columns_are_found_by_name(table_run, here):
     assert predictions(table_run, "new.csv").equals(predictions(table_run, "turned.csv"))
 
 
+@pytest.mark.parametrize("name", ["key", "reconstruction_nats"])
+def test_a_target_cannot_be_called_as_a_column_of_predictions(here, name):
+    write_table(here / "t.csv", ["a", "b", name], np.random.default_rng(0).normal(size=(29, 3)))
+    answer = call("data", "pack", "t.csv", "packed", "--label", name, "--task", "regression")
+    assert answer.code == 2
+    assert f"label column '{name}': a table of predictions has a column of that name beside the targets' own" in answer.stderr
+    assert not (here / "packed").exists()
+
+
+def test_a_folder_has_the_name_of_the_table(finetuned, digits, here):
+    (here / "p.parquet").mkdir()
+    answer = call("predict", finetuned, digits, "--out", "p.parquet")
+    assert answer.code == 2
+    assert "--out p.parquet is a folder" in answer.stderr
+    assert list(here.glob(".p.parquet*")) == []
+
+
 def test_columns_that_are_missing_are_named(table_run, here):
     write_table(here / "new.csv", ["a", "c", "d"], np.zeros((11, 3)))
     answer = call("predict", table_run, "new.csv", "--out", "p.parquet")

@@ -12,6 +12,7 @@ from ssl_ae.errors import DataError, listing
 
 UNLABELED = -1
 NO_LABEL = frozenset({"", "nan", "na", "n/a", "null"})  # what a text cell of a row without a label holds, in any case
+OF_PREDICTIONS = frozenset({"key", "reconstruction_nats"})  # columns of a table of predictions that are no target's
 MANY = 100  # more values than this, and hardly a row that shares one, are no obvious classes
 
 
@@ -92,6 +93,11 @@ def _numbers(columns: Mapping[str, np.ndarray], task: Task | None, place: str) -
             "Give one column of class numbers instead, or say --task multilabel."
         )
     chosen = task or ("multilabel" if answers and len(read) > 1 else "regression")
+    if chosen == "regression" and (taken := OF_PREDICTIONS & read.keys()):
+        raise DataError(
+            f"{place}: label column {min(taken)!r}: a table of predictions has a column of that name beside the targets' own. "
+            "Rename it."
+        )
     return Targets(chosen, tuple(read), values)
 
 
