@@ -291,16 +291,23 @@ def with_fields(recipe: Recipe, fields: dict[str, Any], source: str = "recipe") 
     return parse(tree, source)
 
 
-def in_every_stage(recipe: Recipe, fields: dict[str, Any]) -> Recipe:
-    """The recipe whose stages set these fields too, whatever else they set."""
+def in_every_stage(recipe: Recipe, fields: dict[str, Any], dropped: Iterable[str] = ()) -> Recipe:
+    """The recipe whose stages set these fields too, and none of `dropped` nor parts of them, whatever else they set."""
 
     def setting(entry: str | Stage | Rounds) -> Stage | Rounds:
         if isinstance(entry, Rounds):
             return entry.model_copy(update={"stages": tuple(map(setting, entry.stages))})
         stage = entry if isinstance(entry, Stage) else Stage(stage=entry)
-        return stage.model_copy(update={"set": {**stage.set, **fields}})
+        own = {name: value for name, value in stage.set.items() if not any(meet(name, key) for key in dropped)}
+        return stage.model_copy(update={"set": {**own, **fields}})
 
-    return recipe.model_copy(update={"stages": tuple(map(setting, recipe.stages))}) if fields else recipe
+    return recipe.model_copy(update={"stages": tuple(map(setting, recipe.stages))}) if fields or dropped else recipe
+
+
+def meet(one: str, other: str) -> bool:
+    """Whether one field is the other, or a part of it."""
+    shorter, longer = sorted((f"{one}.", f"{other}."), key=len)
+    return longer.startswith(shorter)
 
 
 def to_yaml(tree: dict[str, Any]) -> str:

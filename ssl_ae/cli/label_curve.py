@@ -21,6 +21,7 @@ from ssl_ae.cli.options import (
     many_imports,
     reporter,
     run_folder,
+    tell_own_fields,
 )
 from ssl_ae.cli.stages import start_ranks
 from ssl_ae.errors import RecipeError, did_you_mean, listing
@@ -87,7 +88,9 @@ def label_curve(
         from ssl_ae.stages.label_curve import Wanted
         from ssl_ae.stages.label_curve import label_curve as stage
 
-    finish(stage(chosen, run_folder(chosen, out), str(recipe), reporter(), Wanted(**wanted)), json)
+    told = reporter()
+    tell_own_fields(chosen, set_, told)
+    finish(stage(chosen, run_folder(chosen, out), str(recipe), told, Wanted(**wanted)), json)
 
 
 def numbers(option: str, text: str, at_least: int) -> tuple[int, ...]:

@@ -72,11 +72,22 @@ def load(path: Path, sets: list[str] | None, fields: dict[str, Any] | None = Non
 
 
 def load_for_stages(path: Path, sets: list[str] | None, epochs: int | None, fields: dict[str, Any] | None = None) -> Recipe:
-    """The recipe of a command that makes all its stages, each of which trains for so many epochs where they are given."""
+    """The recipe of a command that makes all its stages, each of which heeds the flags, whatever it sets itself."""
     from ssl_ae.recipe import in_every_stage
 
     of_all = passes(epochs, "pretrain", "finetune")
-    return in_every_stage(load(path, sets, (fields or {}) | of_all), of_all)
+    named = [name for name, value in (fields or {}).items() if value is not None]
+    return in_every_stage(load(path, sets, (fields or {}) | of_all), of_all, named)
+
+
+def tell_own_fields(recipe: Recipe, sets: list[str] | None, told: Reporter) -> None:
+    """Say which stages set a field themselves that `--set` names: there it has no effect."""
+    from ssl_ae.stages.pipeline import own_fields
+
+    for text in sets or []:
+        key = text.partition("=")[0].strip()
+        for stage, own in own_fields(recipe, key):
+            told.say(f"--set {key}: has no effect on stage {stage}, which sets {own} itself")
 
 
 def passes(epochs: int | None, *sections: str) -> dict[str, Any]:

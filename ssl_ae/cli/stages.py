@@ -28,6 +28,7 @@ from ssl_ae.cli.options import (
     passes,
     reporter,
     run_folder,
+    tell_own_fields,
 )
 from ssl_ae.errors import RecipeError
 
@@ -243,6 +244,7 @@ def run(
         from ssl_ae.stages.pipeline import run_stages
 
     told = reporter()
+    tell_own_fields(chosen, set_, told)
     outcome = run_stages(chosen, run_folder(chosen, out), str(recipe), told, restart, force)
     told.table("files", ["", "place"], [[name, str(path)] for name, path in outcome.outputs.items()])
     finish(outcome, json)

@@ -17,7 +17,7 @@ import torch
 from ssl_ae import distributed, files, tables
 from ssl_ae.cores import usable_cores
 from ssl_ae.data.labels import draw
-from ssl_ae.errors import DataError, Stopped, listing
+from ssl_ae.errors import DataError, RecipeError, Stopped, listing
 from ssl_ae.progress import Reporter
 from ssl_ae.recipe import Recipe, Stage, with_fields
 from ssl_ae.registry import Registry
@@ -39,7 +39,7 @@ from ssl_ae.stages.finetune import SPLITS as HEAD_SPLITS
 from ssl_ae.stages.finetune import uses_pretrained
 from ssl_ae.stages.labels import Labels
 from ssl_ae.stages.outcome import Outcome
-from ssl_ae.stages.pipeline import check_all, planned, run_stages
+from ssl_ae.stages.pipeline import check_all, own_fields, planned, run_stages
 from ssl_ae.stages.scoring import HEADLINE
 from ssl_ae.stages.workspace import Workspace, open_data, open_workspace
 from ssl_ae.tracking import Tracker
@@ -91,6 +91,11 @@ def check(curve: Curve, methods: Sequence[OfRecipe], wanted: Wanted, registry: R
     for method in methods:
         recipes = [with_fields(curve.recipe, stage.set, f"{curve.source}: stages") for stage in method.stages]
         check_all(list(method.stages), recipes, curve.source, Reporter(silent=True), registry)
+    if own := own_fields(curve.recipe, "data.labels"):
+        raise RecipeError(
+            f"{curve.source}: stages: {own[0][0]} sets {own[0][1]}, and a label curve draws the labels itself. "
+            "Remove it there, or run the recipe by `ssl-ae run`."
+        )
     data.card.split(wanted.split)
     if not Labels(data.labels(wanted.split), None).count:
         raise DataError(f"no row of split {wanted.split!r} of {data.path} has a label, so nothing can be judged on it.")
@@ -204,7 +209,7 @@ class Making:
             try:
                 work(partial(make, self.curve), mine, workers, done, devices)
             except Stopped as stopped:
-                made = len(self.scores)
+                made = sum(cell.found(self.curve) is not None for cell in self.cells)  # workers may have finished some more
                 raise Stopped(
                     f"stopped; {made:,} of {len(self.cells):,} cells are made. Run the same command to go on."
                 ) from stopped
@@ -245,7 +250,9 @@ class Making:
             names = list(report.rows[0])
             columns: dict[str, Any] = {name: [row[name] for row in report.rows] for name in names}
             text = ("method", "split")
-            arrays = {name: values if name in text else np.array(values) for name, values in columns.items()}
+            # a cell keeps a score that is not finite as null: the log-loss of a class that no label showed
+            kept = {name: [np.nan if value is None else value for value in values] for name, values in columns.items()}
+            arrays = {name: values if name in text else np.array(values) for name, values in kept.items()}
             tables.write_parquet(self.table, arrays, {"ssl_ae.recipe": self.ws.recipe.name, "ssl_ae.split": self.curve.split})
         self._written_at = time.monotonic()
         return report

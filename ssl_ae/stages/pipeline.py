@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from ssl_ae import distributed, tables
-from ssl_ae.errors import DataError, RecipeError
+from ssl_ae.errors import DataError, RecipeError, listing
 from ssl_ae.progress import Reporter
-from ssl_ae.recipe import Recipe, Rounds, Stage, StageName, with_fields
+from ssl_ae.recipe import Recipe, Rounds, Stage, StageName, meet, with_fields
 from ssl_ae.registry import Registry
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.evaluate import evaluate
@@ -72,13 +73,20 @@ def is_of(predictions: Path, method: Path) -> bool:
 
 
 def planned(recipe: Recipe) -> list[Stage]:
-    """The stages in their order, those of rounds as often as they are repeated."""
+    """The stages in their order, those of rounds as often as they are repeated. Raises RecipeError where there are none."""
+    if not recipe.stages:
+        raise RecipeError(f"stages = []: expected at least one of {listing(get_args(StageName), 'and')}.")
     plan = []
     for entry in recipe.stages:
         rounds = isinstance(entry, Rounds)
         for stage in entry.stages * entry.repeat if rounds else (entry,):
             plan.append(stage if isinstance(stage, Stage) else Stage(stage=stage))
     return plan
+
+
+def own_fields(recipe: Recipe, key: str) -> list[tuple[StageName, str]]:
+    """(stage, field) where a stage sets a field itself, a part of it or what it is a part of; each once."""
+    return list(dict.fromkeys((stage.stage, own) for stage in planned(recipe) for own in stage.set if meet(own, key)))
 
 
 def check_all(plan: list[Stage], recipes: list[Recipe], source: str, reporter: Reporter, registry: Registry) -> None:

@@ -102,6 +102,20 @@ def test_the_answer(finished_curve):
         assert min(picture.size) > 100
 
 
+def test_a_log_loss_that_is_infinite_is_no_text(curve):
+    """A class that no label showed has probability 0: JSON keeps that as null."""
+    cell = next((curve / "cells/pca-logistic").glob("labels-10-seed-0-*.json"))
+    record = json.loads(cell.read_text())
+    record["scores"]["nll"] = None
+    cell.write_text(json.dumps(record))
+    assert call("label-curve", "recipe.yaml", *ASKED).code == 0
+    table = pq.read_table(curve / "label_curve.parquet")
+    assert str(table.schema.field("nll").type) == "double"
+    found = table_of(curve)
+    assert np.isnan(found[10, 0, "pca-logistic"]["nll"])
+    assert np.isfinite(found[10, 1, "pca-logistic"]["nll"])
+
+
 def test_mlflow_hears_of_the_curve_and_not_of_its_cells(finished_curve):
     run = finished_curve / "runs/tiny"
     assert {path.parent.parent.name for path in run.rglob("rank-0.jsonl")} == {"tiny", "pretrain", "latents", "label_curve"}
@@ -352,6 +366,10 @@ def test_a_cell_that_fails_is_named_and_what_is_made_stays(probe):
         (["--labels", "10", "--methods", ","], "--methods ',': expected names of modes"),
         (["--labels", "10,90000"], "class '0' has 130 labels in the train split, but 9000 are asked"),
         (["--labels", "10", "--set", "stages=[pretrain]"], "stages: the recipe has no finetune stage"),
+        (
+            ["--labels", "10", "--set", "stages=[{stage: finetune, set: {data.labels: {total: 7}}}]"],
+            "stages: finetune sets data.labels, and a label curve draws the labels itself",
+        ),
         (["--labels", "10", "--set", "model.head.name=knn", "--methods", "joint"], "finetune.mode must be sequential, not joint"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -74,6 +74,25 @@ def test_epochs_of_every_training_stage(recipe, here):
         assert step.name == "step-0000000011"  # ceil(1298 / 128)
 
 
+def test_flags_win_over_what_a_stage_sets_itself_and_set_says_where_it_does_not(recipe, here):
+    own = {"data.labels": {"per_class": 2}, "finetune.epochs": 1}
+    path = recipe({"stages": ["pretrain", {"stage": "finetune", "set": own}], "pretrain.epochs": 1})
+    said = call("run", path, "--labels", 50)
+    assert "finetune sequential: 50 labels of" in said.stderr
+    assert "has no effect" not in said.stderr
+    said = call("run", path, "--out", "runs/other", "--set", "data.labels.seed=3", "--set", "seed=5")
+    assert "finetune sequential: 20 labels of" in said.stderr
+    assert said.stderr.count("has no effect") == 1
+    assert "--set data.labels.seed: has no effect on stage finetune, which sets data.labels itself" in said.stderr
+
+
+def test_no_stage_at_all(recipe, here):
+    answer = call("run", recipe(), "--set", "stages=[]")
+    assert answer.code == 2
+    assert "stages = []: expected at least one of pretrain, extract, finetune, predict and evaluate." in answer.stderr
+    assert not (here / "runs").exists()
+
+
 def test_evaluate_alone_is_never_skipped(recipe, finetuned):
     assert call("run", recipe({"stages": ["evaluate"]}), "--json").json["status"] == "done"
 
