@@ -28,7 +28,7 @@ class LabelTable:
     keys: np.ndarray  # (n,) text, by `as_keys`
     labels: np.ndarray  # (n,) int64 class index, -1 where unknown | (n, T) float32, NaN where unknown
     weight: np.ndarray | None = None  # (n,) float32, >= 0
-    probability: np.ndarray | None = None  # (n,) float32 in [0, 1]: how sure a pseudo-label is
+    probability: np.ndarray | None = None  # (n,) float32 in [0, 1]: how sure a pseudo-label is; NaN where somebody labelled
     y: Y | None = None  # what the labels mean; always set by `read`
 
     @classmethod
@@ -44,7 +44,7 @@ class LabelTable:
         y, labels = read_labels(path, columns["label"], y, indices=metadata.get("label") == INDEX)
         weight, probability = (read_numbers(path, name, columns[name]) if name in columns else None for name in OPTIONAL)
         _within(path, "weight", weight, 0, np.inf)
-        _within(path, "probability", probability, 0, 1)
+        _within(path, "probability", probability, 0, 1, empty=True)
         rows = _first_of_each_key(path, keys, [part for part in (labels, weight, probability) if part is not None])
         weight, probability = (part if part is None else part[rows] for part in (weight, probability))
         return cls(keys[rows], labels[rows], weight, probability, y)
@@ -66,6 +66,12 @@ class LabelTable:
             return self
         own = np.isnan(self.probability)
         return LabelTable(self.keys[own], self.labels[own], None if self.weight is None else self.weight[own], y=self.y)
+
+    def labeled(self) -> LabelTable:
+        """The rows that have a label."""
+        known = self.labels != UNLABELED if self.labels.ndim == 1 else ~np.isnan(self.labels).all(axis=1)
+        weight, probability = (part if part is None else part[known] for part in (self.weight, self.probability))
+        return LabelTable(self.keys[known], self.labels[known], weight, probability, self.y)
 
     def check_keys(self, known: Iterable[str], place: str | Path) -> None:
         """Raise DataError when a row's key is none of the data set's."""
@@ -169,10 +175,10 @@ def _keys(path: Path, column: np.ndarray) -> np.ndarray:
     return keys
 
 
-def _within(path: Path, name: str, column: np.ndarray | None, low: float, high: float) -> None:
+def _within(path: Path, name: str, column: np.ndarray | None, low: float, high: float, empty: bool = False) -> None:
     if column is None:
         return
-    wrong = ~((column >= low) & (column <= high) & np.isfinite(column))
+    wrong = ~((column >= low) & (column <= high) & np.isfinite(column)) & ~(np.isnan(column) & empty)
     if wrong.any():
         row = int(wrong.argmax())
         expected = "a number of at least 0" if high == np.inf else f"a number in [{low}, {high}]"

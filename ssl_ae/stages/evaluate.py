@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from ssl_ae import distributed, files
-from ssl_ae import recipe as recipes
 from ssl_ae.errors import DataError
 from ssl_ae.model import Model
 from ssl_ae.registry import Registry
@@ -16,7 +15,7 @@ from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.predict import finished_method, finished_methods
 from ssl_ae.stages.report import tell_comparison
 from ssl_ae.stages.scoring import predict_rows, score
-from ssl_ae.stages.stored import card_with_labels, read_model, resolve_stored
+from ssl_ae.stages.stored import card_with_labels, kept_recipe, read_model, resolve_stored
 from ssl_ae.stages.workspace import Workspace
 
 
@@ -58,7 +57,7 @@ def evaluate(ws: Workspace, split: str | None = None, method: str | None = None)
 
 def workspace_of(ws: Workspace, stage: StageFolder) -> Workspace:
     """The workspace as the method's own recipe describes it."""
-    stored = recipes.load(stage.path / RECIPE)
+    stored = kept_recipe(stage.path)
     resolved = resolve_stored(stored, Registry.discover(), card_with_labels(stored, ws.data), str(stage.path / RECIPE))
     feeds = ws._feeds if resolved.scale == ws.resolved.scale else {}
     return Workspace(resolved, ws.data, ws.run, ws.device, ws.reporter, feeds, ws.published)

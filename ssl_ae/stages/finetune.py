@@ -209,10 +209,12 @@ def fields_of(ws: Workspace, labels: Labels, origin: Workspace | None) -> dict[s
     unread = {"sequential": ("alpha", "labeled_fraction", "init"), "joint": ("solver",)}.get(
         ws.recipe.finetune.mode, ("alpha", "labeled_fraction", "solver")
     )
+    of_file = {"y": ws.card.y.model_dump(mode="json"), "val": Labels(ws.labels("val"), None).digest}
     return {
         "seed": tree["seed"],
         "data": {"card_sha256": ws.card.fingerprint, "scale": ws.resolved.scale},
         "labels": labels.digest,
+        **({} if ws.data.card.y else {"label_file": of_file}),  # nothing else says what its labels mean, nor judges
         "guesses": labels.guess_digest,
         "model": tree["model"],
         "finetune": {name: value for name, value in tree["finetune"].items() if name not in unread},

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ssl_ae import files, tables
-from ssl_ae.data.keys import as_keys, rows_of
-from ssl_ae.data.labels import aligned, draw
+from ssl_ae.data.keys import as_keys, repeated, rows_of
+from ssl_ae.data.label_values import as_text, read_numbers
+from ssl_ae.data.labels import LabelTable, aligned, draw
 from ssl_ae.errors import DataError, RecipeError
 from ssl_ae.resolve import Resolved
 from ssl_ae.stages.workspace import Workspace
@@ -73,12 +74,28 @@ def labels_of(ws: Workspace) -> Labels:
             )
             unknown = UNLABELED if y.ndim == 1 else np.nan
             found = Labels(np.where(chosen if y.ndim == 1 else chosen[:, None], y, unknown).astype(y.dtype), None)
+    if found.weight is not None and found.count and not found.weight[found.known].any():
+        raise DataError(f"{budget}: every label of a train row has weight 0, and finetune needs some above it.")
     if found.count == 0:
         raise DataError(
             f"no row of the train split of {data.path} has a label, and finetune needs some. "
             "Name a file with columns key and label: --labels FILE."
         )
     return found
+
+
+def table_of(ws: Workspace) -> LabelTable:
+    """What `labels_of` takes, keyed by sample; of a file every row that has a label, also of other splits and guessed ones."""
+    budget = ws.recipe.data.labels
+    if isinstance(budget, str) and budget != "all":
+        return ws.data.read_labels(Path(budget)).labeled()
+    return table_from(labels_of(ws), ws)
+
+
+def table_from(labels: Labels, ws: Workspace) -> LabelTable:
+    """Labels of the train split, keyed by sample."""
+    rows = np.flatnonzero(labels.known)
+    return LabelTable(as_keys(ws.data.split("train").keys)[rows], labels.y[rows], y=ws.card.y)
 
 
 def with_guesses(ws: Workspace, labels: Labels) -> Labels:
@@ -112,12 +129,15 @@ def read_guesses(ws: Workspace, path: Path) -> np.ndarray:
             f"data.guesses = {path}: has no column {missing[0]!r}; expected the predictions of a classifier of these "
             f"{len(names)} classes, as `ssl-ae predict` writes them."
         )
-    p = np.stack([columns[name] for name in wanted[1:]], axis=1).astype(np.float32)
+    p = np.stack([read_numbers(path, name, columns[name]) for name in wanted[1:]], axis=1)
     wrong = ~(np.isfinite(p).all(1) & (p >= 0).all(1) & (np.abs(p.sum(1) - 1) < 1e-3))
     if wrong.any():
         row = int(wrong.argmax())
         raise DataError(f"data.guesses = {path}: row {row + 1} holds no probabilities of sum 1: {p[row].tolist()[:10]}.")
-    rows = rows_of(as_keys(keys), as_keys(columns["key"]))
+    guessed = as_keys(as_text(columns["key"]))
+    if (again := repeated([guessed])) is not None:
+        raise DataError(f"data.guesses = {path}: the key {again!r} stands in several rows. Keep one of them.")
+    rows = rows_of(as_keys(keys), guessed)
     if not (rows >= 0).any():
         raise DataError(f"data.guesses = {path}: none of its {len(p):,} keys is a train row of {ws.data.path}.")
     guess = np.zeros((len(keys), len(names)), np.float32)

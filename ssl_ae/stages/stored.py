@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ssl_ae import checkpoint, runs
+from ssl_ae import checkpoint, files, runs
 from ssl_ae import recipe as recipes
 from ssl_ae.data.card import Card
 from ssl_ae.data.dataset import DataSet
@@ -26,6 +27,29 @@ def card_with_labels(recipe: Recipe, data: DataSet) -> Card:
     if data.card.y is None and isinstance(labels, str) and labels != "all":
         return data.card.model_copy(update={"y": data.read_labels(Path(labels)).y})
     return data.card
+
+
+def kept_recipe(folder: Path) -> Recipe:
+    """The recipe that a folder keeps. Labels that came in a file are those of the copy beside it (`keep_labels`): what becomes
+    of the user's file afterwards is another story than the one that was trained on."""
+    recipe = recipes.load(folder / runs.RECIPE)
+    copy = copy_of_labels(recipe, folder)
+    if copy is None or not copy.exists():
+        return recipe
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"labels": str(copy)})})
+
+
+def keep_labels(recipe: Recipe, folder: Path) -> None:
+    """Copy the user's label file, where the recipe names one, into a folder that keeps its recipe."""
+    copy = copy_of_labels(recipe, folder)
+    if copy is not None:
+        with files.whole_file(copy) as aside:
+            shutil.copyfile(recipe.data.labels, aside)
+
+
+def copy_of_labels(recipe: Recipe, folder: Path) -> Path | None:
+    labels = recipe.data.labels
+    return folder / f"labels{Path(labels).suffix}" if isinstance(labels, str) and labels != "all" else None
 
 
 def resolve_stored(recipe: Recipe, registry: Registry, card: Card, source: str) -> Resolved:
@@ -77,7 +101,7 @@ def recipe_of(run: Path, reporter: Reporter) -> Recipe:
     path = run / runs.RECIPE
     if not path.exists():
         raise CheckpointError(f"{run} is no run folder: it has no {runs.RECIPE}. Run `ssl-ae pretrain RECIPE --out {run}` first.")
-    return on_this_machine(recipes.load(path), reporter)
+    return on_this_machine(kept_recipe(run), reporter)
 
 
 def on_this_machine(recipe: Recipe, reporter: Reporter) -> Recipe:

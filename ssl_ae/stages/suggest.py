@@ -12,9 +12,11 @@ import numpy as np
 from ssl_ae import distributed, files
 from ssl_ae.choosing import margins, typical, uncertain
 from ssl_ae.data.card import Y
+from ssl_ae.data.keys import as_keys, rows_of
+from ssl_ae.data.labels import LabelTable
 from ssl_ae.errors import DataError, RecipeError
 from ssl_ae.stages.evaluate import model_of, workspace_of
-from ssl_ae.stages.labels import Labels, labels_of
+from ssl_ae.stages.labels import Labels, table_from, table_of
 from ssl_ae.stages.outcome import Outcome
 from ssl_ae.stages.predict import finished_method, finished_methods
 from ssl_ae.stages.reconstruct import write_image
@@ -32,8 +34,8 @@ class Choice:
 
     rows: np.ndarray  # (n,)
     rule: str
-    labels: Labels  # that there are already
-    y: Y | None  # what they mean, where there are any
+    labels: LabelTable  # that there are already, also of other splits
+    left: int  # rows of train that have no label and get none by this sheet
     margins: np.ndarray | None = None  # (n,) of the method that was asked
 
 
@@ -55,11 +57,11 @@ def suggest(ws: Workspace, budget: int, out: Path, method: str | None = None) ->
     with distributed.main_first() as main:
         if main:
             write_sheet(ws, chosen, out)
-    there = chosen.labels.count
+    there = len(chosen.labels.keys)
     below = f" (below them are the {there:,} that there are)" if there else ""
     ws.reporter.say(f"suggest: {count:,} rows by {chosen.rule}; fill in their labels{below}, then give --labels {out}")
     classes = ws.card.y is None or ws.card.y.task == "classes"
-    if not asked and classes and there + count < ws.data.split(SPLIT).rows:
+    if not asked and classes and chosen.left:
         ws.reporter.say(
             "suggest: once a model is finetuned on this sheet, the next follows its doubts; "
             "half of a budget on each often tells it more than all of it on this one"
@@ -80,21 +82,21 @@ def suggest(ws: Workspace, budget: int, out: Path, method: str | None = None) ->
 def cold_start(ws: Workspace, budget: int) -> Choice:
     """By the codes alone."""
     labels = labels_before(ws)
-    refuse_full(ws, labels.known)
-    table = codes_of(ws, SPLIT)
-    rows = typical(table.z, budget, labels.known, ws.recipe.seed)
-    return Choice(rows, "typical codes, spread by k-means", labels, ws.card.y)
+    known = known_rows(ws, labels)
+    rows = typical(codes_of(ws, SPLIT).z, budget, known, ws.recipe.seed)
+    return Choice(rows, "typical codes, spread by k-means", labels, int((~known).sum()) - len(rows))
 
 
-def labels_before(ws: Workspace) -> Labels:
+def labels_before(ws: Workspace) -> LabelTable:
     """Labels that there are before anything is finetuned: in the recipe's file, or in the data where it takes all.
 
     Of a budget that is drawn (`per_class`, a total) nobody has asked for any label yet.
     """
     given = ws.recipe.data.labels
-    if given == "all":
-        return Labels(ws.data.labels(SPLIT), None)
-    return labels_of(ws) if isinstance(given, str) else Labels(np.full(ws.data.split(SPLIT).rows, UNLABELED), None)
+    if isinstance(given, str) and given != "all":
+        return table_of(ws)
+    known = ws.data.labels(SPLIT) if given == "all" else np.full(ws.data.split(SPLIT).rows, UNLABELED)
+    return table_from(Labels(known, None), ws)
 
 
 def by_method(ws: Workspace, budget: int, method: str | None) -> Choice:
@@ -105,17 +107,20 @@ def by_method(ws: Workspace, budget: int, method: str | None) -> Choice:
         raise DataError(
             f"{stage.path} predicts numbers, which have no margin. Ask a run that is only pretrained: it chooses by its codes."
         )
-    labels = labels_of(own)
-    refuse_full(ws, labels.known)
+    labels = table_of(own)
+    known = known_rows(ws, labels)
     predictions = predict_rows(model_of(own, stage), own.feed(SPLIT))
-    rows = uncertain(predictions.codes, predictions.values, budget, labels.known, ws.recipe.seed)
+    rows = uncertain(predictions.codes, predictions.values, budget, known, ws.recipe.seed)
     rule = f"smallest margins of {stage.path.name}, spread by k-means"
-    return Choice(rows, rule, labels, own.card.y, margins(predictions.values[rows]))
+    return Choice(rows, rule, labels, int((~known).sum()) - len(rows), margins(predictions.values[rows]))
 
 
-def refuse_full(ws: Workspace, labeled: np.ndarray) -> None:
-    if labeled.all():
+def known_rows(ws: Workspace, labels: LabelTable) -> np.ndarray:
+    """(N,) bool: train rows that have a label. Raises DataError where all have."""
+    known = rows_of(as_keys(ws.data.split(SPLIT).keys), labels.keys) >= 0
+    if known.all():
         raise DataError(f"every row of train of {ws.data.path} has a label already: there is nothing to suggest.")
+    return known
 
 
 def check_sheet(out: Path) -> None:
@@ -141,14 +146,15 @@ def write_sheet(ws: Workspace, chosen: Choice, out: Path) -> None:
             for row, name in zip(chosen.rows, pictures, strict=True):
                 write_image(aside / Path(name).name, samples.read(row[None])[0], ws.card.x)
             files.move_folder(aside, folder)
-    known = np.flatnonzero(labels.known)
     columns = {
-        "key": [*samples.keys[chosen.rows], *samples.keys[known]],
-        "label": [""] * len(chosen.rows) + [cell_of(label, chosen.y) for label in labels.y[known]],
-        "thumbnail": pictures + [""] * len(known),
+        "key": [*samples.keys[chosen.rows], *labels.keys],
+        "label": [""] * len(chosen.rows) + [cell_of(label, labels.y) for label in labels.labels],
+        "thumbnail": pictures + [""] * len(labels.keys),
     }
     if labels.weight is not None:
-        columns["weight"] = ["1"] * len(chosen.rows) + [str(weight) for weight in labels.weight[known]]
+        columns["weight"] = ["1"] * len(chosen.rows) + [str(weight) for weight in labels.weight]
+    if labels.probability is not None:  # of guesses alone
+        columns["probability"] = [""] * len(chosen.rows) + ["" if np.isnan(p) else str(p) for p in labels.probability]
     sheet = io.StringIO()
     lines = csv.writer(sheet, lineterminator="\n")
     lines.writerow(columns)

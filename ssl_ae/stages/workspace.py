@@ -31,7 +31,7 @@ from ssl_ae.registry import Registry
 from ssl_ae.resolve import Resolved
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
-from ssl_ae.stages.stored import card_with_labels, read_model, resolve_stored
+from ssl_ae.stages.stored import card_with_labels, keep_labels, read_model, resolve_stored
 from ssl_ae.tracking import Tracker, live_store
 
 AUTOENCODER = ("encoder.", "decoder.")  # how the names of its weights begin
@@ -172,6 +172,7 @@ class Workspace:
         tree["data"] |= {"path": again(self.data.path), "card_sha256": self.card.fingerprint}
         if isinstance(tree["data"]["labels"], str) and tree["data"]["labels"] != "all":
             tree["data"]["labels"] = str(Path(tree["data"]["labels"]).absolute())
+        keep_labels(self.recipe, folder)  # first: a folder is complete once it has its recipe and its card
         files.write_text(folder / runs.RECIPE, recipes.to_yaml(tree))
         files.write_json(folder / runs.CARD, self.card.model_dump(mode="json"))
 

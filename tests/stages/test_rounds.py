@@ -121,6 +121,8 @@ def test_guesses_reach_the_rows_that_they_are_of(recipe, here, digits, pretraine
         ({"key": ["a"]} | {f"p_{c}": [0.3] for c in range(10)}, "no probabilities of sum 1"),
         ({"key": ["a"]} | {f"p_{c}": [np.nan] for c in range(10)}, "no probabilities of sum 1"),
         ({"key": ["a"]} | {f"p_{c}": [0.1] for c in range(10)}, "none of its 1 keys is a train row"),
+        ({"key": ["a"]} | {f"p_{c}": ["x"] for c in range(10)}, "row 1: p_0 = 'x': expected a number"),
+        ({"key": ["a", "a"]} | {f"p_{c}": [0.1, 0.1] for c in range(10)}, "the key 'a' stands in several rows"),
     ],
 )
 def test_a_table_that_holds_no_guesses_is_refused(recipe, here, pretrained, columns, complaint):
