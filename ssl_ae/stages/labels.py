@@ -14,6 +14,7 @@ from ssl_ae.data.label_values import as_text, read_numbers
 from ssl_ae.data.labels import LabelTable, aligned, draw
 from ssl_ae.errors import DataError, RecipeError
 from ssl_ae.resolve import Resolved
+from ssl_ae.stages.stored import label_file
 from ssl_ae.stages.workspace import Workspace
 from ssl_ae.trace import UNLABELED, Need
 
@@ -51,8 +52,8 @@ def labels_of(ws: Workspace) -> Labels:
     """Raises DataError where there is no label at all, and where the budget asks for more than there are."""
     budget, data = ws.recipe.data.labels, ws.data
     weight = None
-    if isinstance(budget, str) and budget != "all":
-        table = data.read_labels(Path(budget))
+    if (given := label_file(ws.recipe)) is not None:
+        table = data.read_labels(given)
         keys = data.split("train").keys
         y = aligned(table, keys)
         if table.weight is not None:
@@ -86,10 +87,8 @@ def labels_of(ws: Workspace) -> Labels:
 
 def table_of(ws: Workspace) -> LabelTable:
     """What `labels_of` takes, keyed by sample; of a file every row that has a label, also of other splits and guessed ones."""
-    budget = ws.recipe.data.labels
-    if isinstance(budget, str) and budget != "all":
-        return ws.data.read_labels(Path(budget)).labeled()
-    return table_from(labels_of(ws), ws)
+    given = label_file(ws.recipe)
+    return table_from(labels_of(ws), ws) if given is None else ws.data.read_labels(given).labeled()
 
 
 def table_from(labels: Labels, ws: Workspace) -> LabelTable:

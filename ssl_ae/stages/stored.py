@@ -23,9 +23,9 @@ from ssl_ae.resolve import Part, Resolved, resolve
 
 def card_with_labels(recipe: Recipe, data: DataSet) -> Card:
     """The card; where only the user's label file says what labels mean, with that."""
-    labels = recipe.data.labels
-    if data.card.y is None and isinstance(labels, str) and labels != "all":
-        return data.card.model_copy(update={"y": data.read_labels(Path(labels)).y})
+    given = label_file(recipe)
+    if data.card.y is None and given is not None:
+        return data.card.model_copy(update={"y": data.read_labels(given).y})
     return data.card
 
 
@@ -33,23 +33,28 @@ def kept_recipe(folder: Path) -> Recipe:
     """The recipe that a folder keeps. Labels that came in a file are those of the copy beside it (`keep_labels`): what becomes
     of the user's file afterwards is another story than the one that was trained on."""
     recipe = recipes.load(folder / runs.RECIPE)
-    copy = copy_of_labels(recipe, folder)
-    if copy is None or not copy.exists():
+    given = label_file(recipe)
+    if given is None or not (copy := copy_of(given, folder)).exists():
         return recipe
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"labels": str(copy)})})
 
 
 def keep_labels(recipe: Recipe, folder: Path) -> None:
-    """Copy the user's label file, where the recipe names one, into a folder that keeps its recipe."""
-    copy = copy_of_labels(recipe, folder)
-    if copy is not None:
-        with files.whole_file(copy) as aside:
-            shutil.copyfile(recipe.data.labels, aside)
+    """Copy the label file that a recipe names into a folder that keeps it. Pretraining may come before there is one."""
+    given = label_file(recipe)
+    if given is not None and given.exists():
+        with files.whole_file(copy_of(given, folder)) as aside:
+            shutil.copyfile(given, aside)
 
 
-def copy_of_labels(recipe: Recipe, folder: Path) -> Path | None:
+def label_file(recipe: Recipe) -> Path | None:
+    """The file that the recipe takes its labels from; None where it draws them from the data or takes all of those."""
     labels = recipe.data.labels
-    return folder / f"labels{Path(labels).suffix}" if isinstance(labels, str) and labels != "all" else None
+    return Path(labels) if isinstance(labels, str) and labels != "all" else None
+
+
+def copy_of(label_file: Path, folder: Path) -> Path:
+    return folder / f"labels{label_file.suffix}"
 
 
 def resolve_stored(recipe: Recipe, registry: Registry, card: Card, source: str) -> Resolved:
@@ -96,12 +101,15 @@ def read_model(resolved: Resolved, path: Path) -> dict[str, Tensor]:
 def recipe_of(run: Path, reporter: Reporter) -> Recipe:
     """The recipe a run folder was made with. Raises CheckpointError for a folder that is no run.
 
-    A run made on a device that this machine lacks is read on another, aloud.
+    A run made on a device that this machine lacks is read on another, aloud. Pretraining learnt from no label, so its label
+    file is the user's as it is now, and the copy only where that is gone.
     """
     path = run / runs.RECIPE
     if not path.exists():
         raise CheckpointError(f"{run} is no run folder: it has no {runs.RECIPE}. Run `ssl-ae pretrain RECIPE --out {run}` first.")
-    return on_this_machine(kept_recipe(run), reporter)
+    recipe = recipes.load(path)
+    given = label_file(recipe)
+    return on_this_machine(recipe if given is None or given.exists() else kept_recipe(run), reporter)
 
 
 def on_this_machine(recipe: Recipe, reporter: Reporter) -> Recipe:

@@ -22,6 +22,7 @@ from ssl_ae.stages.predict import finished_method, finished_methods
 from ssl_ae.stages.reconstruct import write_image
 from ssl_ae.stages.scoring import predict_rows
 from ssl_ae.stages.search import codes_of
+from ssl_ae.stages.stored import label_file
 from ssl_ae.stages.workspace import Workspace
 from ssl_ae.trace import UNLABELED
 
@@ -92,10 +93,9 @@ def labels_before(ws: Workspace) -> LabelTable:
 
     Of a budget that is drawn (`per_class`, a total) nobody has asked for any label yet.
     """
-    given = ws.recipe.data.labels
-    if isinstance(given, str) and given != "all":
+    if label_file(ws.recipe) is not None:
         return table_of(ws)
-    known = ws.data.labels(SPLIT) if given == "all" else np.full(ws.data.split(SPLIT).rows, UNLABELED)
+    known = ws.data.labels(SPLIT) if ws.recipe.data.labels == "all" else np.full(ws.data.split(SPLIT).rows, UNLABELED)
     return table_from(Labels(known, None), ws)
 
 

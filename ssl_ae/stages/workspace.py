@@ -31,7 +31,7 @@ from ssl_ae.registry import Registry
 from ssl_ae.resolve import Resolved
 from ssl_ae.runs import StageFolder
 from ssl_ae.stages.outcome import Outcome
-from ssl_ae.stages.stored import card_with_labels, keep_labels, read_model, resolve_stored
+from ssl_ae.stages.stored import card_with_labels, keep_labels, label_file, read_model, resolve_stored
 from ssl_ae.tracking import Tracker, live_store
 
 AUTOENCODER = ("encoder.", "decoder.")  # how the names of its weights begin
@@ -93,10 +93,10 @@ class Workspace:
 
         (N,) int64 with -1, or (N, T) float32 with NaN, where unknown. Pseudo-labels count as unknown.
         """
-        budget = self.recipe.data.labels
-        if self.data.card.y is not None or not isinstance(budget, str) or budget == "all":
+        given = label_file(self.recipe)
+        if self.data.card.y is not None or given is None:
             return self.data.labels(split)
-        return aligned(self.data.read_labels(Path(budget)).without_guesses(), self.data.split(split).keys)
+        return aligned(self.data.read_labels(given).without_guesses(), self.data.split(split).keys)
 
     def labeled_feed(self, split: str) -> Feed:
         """A split with every label that is known of it: for judging, never for training."""

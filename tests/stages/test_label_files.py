@@ -105,6 +105,21 @@ def test_a_sheet_has_labels_of_other_splits_and_guesses_below(truth, here):
     assert told.without_guesses().keys.tolist() == list(some)[1::2]
 
 
+def test_the_first_sheet_knows_the_labels_that_were_added_since(truth, here):
+    """Pretraining learns from no label, so the file may grow, or not be there yet."""
+    packed = [*truth.items()]
+    write(here / "labels.csv", dict(packed[:11]), ["cat", "dog"])
+    assert call("run", "recipe.yaml", "--labels", "labels.csv", "--set", "stages=[pretrain, extract]").code == 0
+    write(here / "labels.csv", dict(packed[:31]), ["cat", "dog"])
+    assert call("suggest", "runs/tiny", "--budget", 3, "--out", "sheet.csv", "--json").json["metrics"]["labeled"] == 31
+
+
+def test_pretraining_does_not_wait_for_the_labels(recipe, here):
+    path = recipe({"data.labels": "later.csv", "pretrain.epochs": 1})
+    assert call("pretrain", path).code == 0
+    assert "later.csv" in call("finetune", path).stderr
+
+
 def test_labels_that_weigh_nothing_are_refused(truth, here):
     rows = [f"{key},{cluster},0" for key, cluster in truth.items()]
     (here / "labels.csv").write_text("\n".join(["key,label,weight", *rows]) + "\n")
