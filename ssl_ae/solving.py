@@ -154,9 +154,10 @@ def constant(z: Tensor) -> Tensor:
 
 def _parts(batch: Batch, z: Tensor, rows: int) -> list[Batch]:
     """The rows in stretches, as views, with x the centred latents."""
-    # what is known of a row in the precision of the codes: a density that rounds to float32 would end the search for a step early
-    known = {name: value.to(z.dtype) for name, value in vars(batch).items() if value is not None and value.is_floating_point()}
-    fields = {**vars(batch), **known, "x": z, "target": z}
+    fields = {**vars(batch), "x": z, "target": z}
+    for name, value in fields.items():  # as exact as the codes: a density rounded to float32 would end the search early
+        if value is not None and value.is_floating_point():
+            fields[name] = value.to(z.dtype)
     return [
         Batch(**{name: None if value is None else value[start : start + rows] for name, value in fields.items()})
         for start in range(0, len(z), rows)
