@@ -84,3 +84,24 @@ def test_nothing_known_is_no_task(column):
 def test_values_that_cannot_be_of_the_task_or_leave_it_open(columns, task, message):
     with pytest.raises(DataError, match=f"place.*{message}"):
         targets_of(columns, task, "place")
+
+
+@pytest.mark.parametrize(
+    ("cells", "names", "values"),
+    [
+        (["01", "10", "02", "01"], ("01", "02", "10"), [0, 2, 1, 0]),  # by value; the name as it is written
+        (["1.0", "2", "1"], ("1", "2"), [0, 1, 0]),  # how pandas writes whole numbers beside empty cells
+        (["1_1", "11", "1_1"], ("11", "1_1"), [1, 0, 1]),  # Python reads the first as 11
+        (["cat", "-1", "dog"], ("cat", "dog"), [0, -1, 1]),  # -1 is no label, among names too
+    ],
+)
+def test_names_are_as_they_are_written(cells, names, values):
+    found = read(np.array(cells, dtype=object))
+    assert found.names == names
+    assert found.values.tolist() == values
+
+
+@pytest.mark.parametrize("cells", [["01", "1"], ["7", "007", "8"], ["1", "1e0"]])
+def test_two_spellings_of_a_number_may_be_two_classes(cells):
+    with pytest.raises(DataError, match="are one number, written in two ways"):
+        read(np.array(cells, dtype=object))

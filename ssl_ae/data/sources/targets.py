@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -53,6 +54,7 @@ def _classes(column: np.ndarray, where: str) -> Targets:
     numbers = _as_numbers(column)
     if numbers is None:
         text = np.array([str(cell).strip() for cell in column])
+        known &= text != str(UNLABELED)
         found, index = np.unique(text[known], return_inverse=True)
         names = tuple(str(name) for name in found)
     else:
@@ -62,12 +64,26 @@ def _classes(column: np.ndarray, where: str) -> Targets:
             raise DataError(f"{where} holds only -1 and 1, and -1 means unlabelled. Write the two classes as 0 and 1.")
         known &= numbers != UNLABELED
         found, index = np.unique(numbers[known], return_inverse=True)
-        names = tuple(str(int(number)) for number in found)
+        names = _spellings(column[known], found, where) if column.dtype.kind in "OU" else tuple(str(int(n)) for n in found)
     if not names:
         return Targets()
     values = np.full(len(column), UNLABELED, dtype=np.int64)
     values[known] = index
     return Targets("classes", names, values)
+
+
+def _spellings(cells: np.ndarray, numbers: np.ndarray, where: str) -> tuple[str, ...]:
+    """How a text column writes each of these whole numbers, 7.0 as 7: 007 is a name of its own.
+
+    Raises DataError where one number is written in two ways, which may well be two classes.
+    """
+    written: dict[float, str] = {}
+    for cell in cells:
+        text = re.sub(r"\.0*$", "", str(cell).strip())
+        known = written.setdefault(float(text), text)
+        if known != text:
+            raise DataError(f"{where}: {known!r} and {text!r} are one number, written in two ways. Write each class in one.")
+    return tuple(written[number] for number in numbers)
 
 
 def _numbers(columns: Mapping[str, np.ndarray], task: Task | None, place: str) -> Targets:
@@ -131,6 +147,8 @@ def _as_numbers(column: np.ndarray) -> np.ndarray | None:
     if column.dtype.kind not in "OU":
         return column.astype(np.float64)
     try:
+        if any("_" in str(cell) for cell in column):  # Python takes 1_1 for 11
+            return None
         return np.array([np.nan if _is_missing(cell) else float(cell) for cell in column], dtype=np.float64)
     except (TypeError, ValueError):
         return None
